@@ -1,0 +1,40 @@
+# make demo   the environment, an example dataset, its synthetic PET
+# make test   the environment, all tests
+#
+# PYTHON       interpreter for the environment (3.11 to 3.13)
+# TORCH_INDEX  package index for torch alone, where the default one brings CUDA and a CPU build is wanted:
+#              make demo TORCH_INDEX=https://…/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV ?= .venv
+DEMO ?= demo
+BIN := $(VENV)/bin
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: env demo test test-slow lint clean
+
+env: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: env
+	$(BIN)/bids-petsynth-example $(DEMO)/bids
+	$(BIN)/bids-petsynth $(DEMO)/bids $(DEMO)/out participant --tracer AV45 FDG AV1451
+	@echo "Results: $(DEMO)/out (start with README, status.tsv and sub-*/pet)"
+
+test: env
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: env
+	$(BIN)/python -m pytest -m slow
+
+lint: env
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) $(DEMO) build *.egg-info

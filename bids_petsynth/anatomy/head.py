@@ -1,0 +1,244 @@
+"""The anatomy of one scan: from a T1w to labels, masks and the model grid. The order of steps is told here, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+
+from bids_petsynth.anatomy import alignment as align
+from bids_petsynth.anatomy.bias import bias_field
+from bids_petsynth.anatomy.regions import LEFT, RIGHT, all_regions, n_classes, regions
+from bids_petsynth.anatomy.segmentation import brain_mask, class_probabilities, sided_codes
+from bids_petsynth.anatomy.volume import Volume, canonical, own_grid, resample, smoothed_for
+from bids_petsynth.errors import InputError
+from bids_petsynth.tables import read_table
+from bids_petsynth.types import Anatomy, Grid
+
+#: Working resolution of the labelling network, mm.
+SPACING = 2.0
+
+
+@dataclass(frozen=True)
+class Head:
+    """What is known of one head.
+
+    Attributes
+    ----------
+    anatomy
+        The head on the model grid.
+    t1w
+        Bias-corrected T1w on the scan's own grid.
+    labels
+        ``dseg`` codes on the scan's own grid, uint8.
+    tissues
+        ``GM``, ``WM``, ``CSF`` → probability on the scan's own grid, float32.
+    alignment
+        Scanner to template, rigid.
+    """
+
+    anatomy: Anatomy
+    t1w: Volume
+    labels: np.ndarray
+    tissues: Mapping[str, np.ndarray]
+    alignment: align.Alignment
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Brain mask on the scan's own grid, uint8."""
+        return (self.labels > 0).astype(np.uint8)
+
+
+def analyse_head(
+    t1w: Volume,
+    who: str,
+    shape: tuple[int, int, int] = (96, 112, 96),
+    spacing: float = 2.0,
+    mask: Volume | None = None,
+    corrected: bool = False,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Head:
+    """Label, correct and align one T1w.
+
+    Parameters
+    ----------
+    t1w
+        The scan on its own axes, as :func:`anatomy.volume.read_t1w` returns it.
+    who
+        Name of the participant for messages.
+    shape, spacing
+        The model grid, from the model folder.
+    mask
+        A brain mask that somebody made already (fMRIPrep, sMRIPrep); it then replaces the network's.
+    corrected
+        The scan is bias-corrected already: N4 is left out.
+
+    Raises
+    ------
+    InputError
+        If no brain is found in the image, or it stands so that left, right, up and down cannot be told.
+    """
+    source = smoothed_for(canonical(t1w), SPACING)
+    coarse_grid = own_grid(source, SPACING)
+    coarse = resample(source, coarse_grid)
+    classes = class_probabilities(coarse, device, mirror=False).argmax(0)
+    given = None if mask is None else resample(canonical(mask), coarse_grid, order=1) > 0.5
+    brain = brain_mask(classes) if given is None else given
+    if brain.sum() * SPACING**3 < 200_000:
+        raise InputError(
+            f"{who}: no brain was found in the T1w; check that it is a T1-weighted head scan and that its header "
+            "tells the orientation rightly (open it in a viewer: the nose must point to A)."
+        )
+    field = np.ones_like(coarse) if corrected else bias_field(coarse, coarse_grid.affine, brain)
+    found = align.align_centroids(np.where(brain, classes, 0), coarse_grid.affine)
+    _check_orientation(found, who)
+    found = align.refine(
+        found, _brain_on(found, source, coarse_grid, field, brain, shape, spacing), align.template_grid(shape, spacing), seed
+    )
+    grid = found.grid(shape, spacing)
+    bias = resample_field(field, coarse_grid, grid)
+    image = resample(source, grid) / bias
+    probabilities = class_probabilities(image, device)
+    if mask is not None:
+        outside = resample(canonical(mask), grid, order=1) < 0.5
+        probabilities[:, outside] = 0
+        probabilities[0, outside] = 1
+    labels, probabilities = _label_grid(probabilities, grid, found)
+    white = np.isin(labels, [c for r in regions() if r.tissue == "wm" for c in (r.index, LEFT + r.index, RIGHT + r.index)])
+    if white.sum() < 1000:
+        raise InputError(f"{who}: no white matter was recognised in the T1w; check that it is T1-weighted.")
+    unit = float(np.median(image[white]))
+    quality = _quality(labels, probabilities, grid, found)
+    anatomy = Anatomy(
+        t1w=(image / unit).astype(np.float32),
+        labels=labels,
+        probabilities=probabilities,
+        grid=grid,
+        quality=quality,
+        warnings=tuple(_warnings(quality)),
+    )
+    own = t1w.grid
+    native_bias = resample_field(field, coarse_grid, own)
+    own_labels, tissues = carry_labels(anatomy, own, found)
+    return Head(anatomy, Volume(t1w.data / native_bias, t1w.affine), own_labels, tissues, found)
+
+
+def _check_orientation(found: align.Alignment | None, who: str) -> None:
+    """Refuse a head whose regions do not lie as a head's regions do under any small turn."""
+    limits = {row["name"]: row for row in read_table("quality.tsv")}
+    if found is not None:
+        angle = np.degrees(np.arccos(np.clip((np.trace(found.to_template[:3, :3]) - 1) / 2, -1, 1)))
+        if angle <= float(limits["rotation"]["fail_high"]) and found.residual <= float(
+            limits["alignment_residual"]["fail_high"]
+        ):
+            return
+    raise InputError(
+        f"{who}: the brain in the T1w does not stand as its header says (upside down, mirrored, or no brain); "
+        "correct the orientation in the header and check it in a viewer."
+    )
+
+
+def _brain_on(found, source, coarse_grid, field, brain, shape, spacing) -> np.ndarray:
+    """Brain-only T1w at the current alignment, white matter about 1: what the refinement registers."""
+    grid = found.grid(shape, spacing)
+    image = resample(source, grid) / resample_field(field, coarse_grid, grid)
+    inside = resample(Volume(brain.astype(np.float32), coarse_grid.affine), grid, order=1) > 0.5
+    image = np.where(inside, image, 0)
+    return image / np.percentile(image[inside], 90)
+
+
+def resample_field(field: np.ndarray, grid: Grid, target: Grid) -> np.ndarray:
+    """A smooth positive field on another grid; beyond its own field of view its edge is continued."""
+    matrix = np.linalg.inv(grid.affine) @ target.affine
+    return ndimage.affine_transform(
+        field, matrix[:3, :3], matrix[:3, 3], output_shape=target.shape, order=1, mode="nearest", output=np.float32
+    )
+
+
+def _coordinates(grid: Grid, to_template: np.ndarray, axes: tuple[int, ...]) -> list[np.ndarray]:
+    """Template coordinates (mm) of every voxel of a grid along some axes, each ``grid.shape`` float32."""
+    matrix = (to_template @ grid.affine).astype(np.float32)
+    i, j, k = (np.arange(n, dtype=np.float32) for n in grid.shape)
+    return [
+        matrix[a, 0] * i[:, None, None] + matrix[a, 1] * j[None, :, None] + matrix[a, 2] * k[None, None, :] + matrix[a, 3]
+        for a in axes
+    ]
+
+
+def _label_grid(probabilities: np.ndarray, grid: Grid, found: align.Alignment) -> tuple[np.ndarray, np.ndarray]:
+    """Sided labels on the model grid; what lies outside the brain's largest part becomes background in both."""
+    classes = probabilities.argmax(0)
+    inside = brain_mask(classes)
+    # holes that the mask fills take their most likely region
+    classes = np.where(inside & (classes == 0), probabilities[1:].argmax(0) + 1, classes * inside)
+    probabilities = np.where(inside, probabilities, 0)
+    probabilities[0][~inside] = 1
+    x, z = _coordinates(grid, found.to_template, (0, 2))
+    return sided_codes(classes, x, z, found.scale), probabilities
+
+
+def carry_labels(anatomy: Anatomy, target: Grid, found: align.Alignment) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Labels and tissue probabilities on another grid: each voxel takes the class most likely after interpolation.
+
+    Probabilities are interpolated rather than labels, so that borders stay smooth on a finer grid. Only voxels near the brain are computed.
+    """
+    near = ndimage.binary_dilation(anatomy.labels > 0, iterations=2).astype(np.float32)
+    matrix = np.linalg.inv(anatomy.grid.affine) @ target.affine
+    close = ndimage.affine_transform(near, matrix[:3, :3], matrix[:3, 3], output_shape=target.shape, order=0) > 0.5
+    where = np.argwhere(close)
+    points = where @ matrix[:3, :3].T + matrix[:3, 3]
+    size = np.array(anatomy.labels.shape) - 1
+    scaled = torch.from_numpy((2 * points / size - 1)[:, ::-1].astype(np.float32).copy())
+    source = torch.from_numpy(anatomy.probabilities.astype(np.float32))[None]
+    codes = {"csf": 0, "gm": 1, "deep": 1, "wm": 2}
+    fold = torch.zeros(3, n_classes())
+    for region in regions():
+        fold[codes[region.tissue], region.index] = 1
+    classes = np.zeros(target.shape, np.uint8)
+    tissues = [np.zeros(target.shape, np.float32) for _ in range(3)]
+    for start in range(0, len(where), 400_000):
+        piece = scaled[start : start + 400_000]
+        p = F.grid_sample(source, piece[None, None, None], "bilinear", "border", align_corners=True)[0, :, 0, 0]
+        index = tuple(where[start : start + 400_000].T)
+        classes[index] = p.argmax(0).numpy().astype(np.uint8)
+        for tissue, values in zip(tissues, (fold @ p).numpy(), strict=True):
+            tissue[index] = values
+    x, z = _coordinates(target, found.to_template, (0, 2))
+    return sided_codes(classes, x, z, found.scale), dict(zip(("CSF", "GM", "WM"), tissues, strict=True))
+
+
+def _quality(labels: np.ndarray, probabilities: np.ndarray, grid: Grid, found: align.Alignment) -> dict[str, float]:
+    """Figures that say whether the labels can be believed; volumes in ml."""
+    inside = labels > 0
+    ml = grid.voxel_volume / 1000
+    angle = np.degrees(np.arccos(np.clip((np.trace(found.to_template[:3, :3]) - 1) / 2, -1, 1)))
+    counts = np.bincount(labels.ravel(), minlength=256)
+    quality = {
+        "label_confidence": float(probabilities.max(0)[inside].astype(np.float32).mean()),
+        "alignment_residual": found.residual,
+        "rotation": float(angle),
+        "brain_volume": float(inside.sum() * ml),
+    }
+    for region in all_regions():
+        codes = [region.index, LEFT + region.index, RIGHT + region.index]
+        quality[f"volume_{region.name}"] = float(counts[codes].sum() * ml)
+    return quality
+
+
+def _warnings(quality: Mapping[str, float]) -> list[str]:
+    """A sentence for each figure outside the limits of ``data/quality.tsv``."""
+    out = []
+    for row in read_table("quality.tsv"):
+        value = quality.get(row["name"])
+        if value is None:
+            continue
+        low, high = (float(row[k]) if row[k] else None for k in ("warn_low", "warn_high"))
+        if (low is not None and value < low) or (high is not None and value > high):
+            limits = f"{row['warn_low'] or '…'} to {row['warn_high'] or '…'} {row['unit']}".strip()
+            out.append(f"{row['description']} is {value:.3g}, outside {limits}: look at the labels before use.")
+    return out

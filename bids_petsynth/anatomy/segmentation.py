@@ -1,0 +1,143 @@
+"""Labelling a T1w with the built-in network: classes, probabilities, brain mask, sides and geometric cuts."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+
+from bids_petsynth.anatomy.network import LabellingNet
+from bids_petsynth.anatomy.regions import LEFT, RIGHT, all_regions, n_classes, region_index
+from bids_petsynth.errors import ModelError
+from bids_petsynth.tables import data_path, read_table
+
+WEIGHTS = ("models", "labelling", "labelling.safetensors")
+
+
+@lru_cache(maxsize=2)
+def load_network(path: Path | None = None, device: str = "cpu") -> LabellingNet:
+    """The labelling network with its weights (kept for the life of the process).
+
+    Raises
+    ------
+    ModelError
+        If the weights are missing or do not fit the network.
+    """
+    from safetensors.torch import load_file
+
+    path = path or data_path(*WEIGHTS)
+    if not path.is_file():
+        raise ModelError(f"The labelling network's weights are missing ({path}); install the package again.")
+    net = LabellingNet(n_classes())
+    state = {name: tensor.float() for name, tensor in load_file(path).items()}
+    expected = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    if {name: tensor.shape for name, tensor in state.items()} != expected:
+        raise ModelError(f"{path} does not fit this version's labelling network; install the package again.")
+    net.load_state_dict(state)
+    return net.eval().requires_grad_(False).to(device)
+
+
+def normalised(data: np.ndarray) -> np.ndarray:
+    """The network's input: intensities from zero, divided by their 99th percentile."""
+    data = data - min(0.0, float(data.min()))
+    top = float(np.percentile(data[::2, ::2, ::2], 99))
+    return np.clip(data / max(top, 1e-6), 0, 4).astype(np.float32)
+
+
+def fast_bf16(device: str) -> bool:
+    """Whether bfloat16 convolutions are faster than float32 ones here."""
+    if device.startswith("cuda"):
+        return True
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@torch.inference_mode()
+def class_probabilities(data: np.ndarray, device: str = "cpu", mirror: bool = True) -> np.ndarray:
+    """Probabilities of the network's classes.
+
+    Parameters
+    ----------
+    data
+        T1w ``(X, Y, Z)`` at 2 mm in RAS order, any intensity scale.
+    mirror
+        Average with the prediction of the left–right mirrored head (classes are side-less).
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(C, X, Y, Z)`` float16.
+    """
+    net = load_network(device=device)
+    image = torch.from_numpy(normalised(data)).to(device)
+    pad = [(-n) % net.multiple for n in image.shape]
+    padded = F.pad(image, (0, pad[2], 0, pad[1], 0, pad[0]))[None, None]
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast_bf16(device)):
+        logits = net(padded)[0].float()
+        if mirror:
+            logits = (logits + net(padded.flip(2))[0].float().flip(1)) / 2
+    nx, ny, nz = image.shape
+    return logits[:, :nx, :ny, :nz].softmax(0).half().cpu().numpy()
+
+
+def brain_mask(classes: np.ndarray) -> np.ndarray:
+    """The largest connected part of all labels, holes filled."""
+    inside = classes > 0
+    parts, count = ndimage.label(ndimage.binary_opening(inside, iterations=1))
+    if count == 0:
+        return inside
+    sizes = np.bincount(parts.ravel())[1:]
+    core = parts == 1 + int(sizes.argmax())
+    # opening shaved the surface off: give it back, but not the islands
+    return ndimage.binary_fill_holes(ndimage.binary_dilation(core, iterations=1) & inside | core)
+
+
+def cut_planes(classes: np.ndarray, xyz_z: np.ndarray, scale: float) -> dict[str, tuple[float, float]]:
+    """Template heights between which a region is cut from its parent, from ``data/cuts.tsv``.
+
+    Heights in the table are relative to the fourth ventricle's centre in the template; a head that is smaller than
+    the template by ``scale`` has them closer together.
+    """
+    index = region_index()
+    anchor = classes == index["fourth_ventricle"]
+    if anchor.sum() < 5:
+        anchor = classes == index["vermis"]
+    if not anchor.any():
+        return {}
+    centre = float(xyz_z[anchor].mean())
+    return {
+        row["name"]: (centre + float(row["from_mm"]) / scale, centre + float(row["to_mm"]) / scale)
+        for row in read_table("cuts.tsv")
+    }
+
+
+def sided_codes(classes: np.ndarray, x: np.ndarray, z: np.ndarray, scale: float) -> np.ndarray:
+    """``dseg`` codes from side-less classes.
+
+    Parameters
+    ----------
+    classes
+        Any shape, integer.
+    x, z
+        Template coordinates of the same voxels in mm (left is negative x), same shape.
+    scale
+        Size of the template relative to this head.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, same shape: regions cut from their parents, sides added.
+    """
+    out = classes.astype(np.uint8)
+    planes = cut_planes(classes, z, scale)
+    index = region_index()
+    sided = np.zeros(256, bool)
+    for region in all_regions():
+        sided[region.index] = region.sided
+        if region.cut_from and region.name in planes:
+            low, high = planes[region.name]
+            out[(classes == index[region.cut_from]) & (z >= low) & (z < high)] = region.index
+    return out + np.where(sided[out], np.where(x < 0, LEFT, RIGHT), 0).astype(np.uint8)

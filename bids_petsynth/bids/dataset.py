@@ -1,0 +1,212 @@
+"""The files of the whole output dataset: description, explanations, state of every participant, cohort table.
+
+Several processes, such as the tasks of a cluster's array job, may share an output folder. Files whose content does not
+depend on who writes them are written if they differ. Tables over all participants are rebuilt from the participants'
+own files, and rebuilt again until nothing was added meanwhile: whoever writes last has then seen everything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bids_petsynth.bids.naming import entities_of, output_path
+from bids_petsynth.bids.sink import json_text, tsv_text, write_bytes
+from bids_petsynth.bids.tables import read_json, read_tsv
+from bids_petsynth.errors import UsageError
+from bids_petsynth.types import Case
+
+BIDS_VERSION = "1.10.0"
+DONE, FAILED, SKIPPED = "done", "failed", "skipped"
+STATUS_COLUMNS = ("participant_id", "session_id", "tracer", "status", "reason")
+_RECORDS = Path("logs", "status")
+
+# What BIDS has no rule for, and leftovers of a killed run. The validator misses a folder written with a slash.
+_IGNORED = (
+    "*.html",
+    "logs",
+    "models",
+    "figures",
+    "*_tacs.*",
+    "*_morph.*",
+    "*_measures.*",
+    "*_xfm.*",
+    "group_*",
+    "status.tsv",
+    ".*.tmp",
+)
+
+_DESCRIPTIONS = {
+    "preproc": "T1w with its bias field corrected, on its own grid, head and skull kept",
+    "brain": "brain mask of the T1w",
+    "synthMean": "SYNTHETIC PET, not measured: mean over the draws of a generative model, in SUVR",
+    "synthStd": "SYNTHETIC PET, not measured: standard deviation over the draws, in SUVR",
+    "synth01": "SYNTHETIC PET, not measured: one draw of the model, in SUVR; synth02 and so on are further draws",
+}
+
+
+def write_dataset_files(
+    out_dir: Path, bids_dir: Path, version: str, derivatives: Mapping[str, Path] | None = None, code_url: str = ""
+) -> None:
+    """Write dataset_description.json, descriptions.tsv, README and .bidsignore of the output dataset where they differ.
+
+    Parameters
+    ----------
+    out_dir, bids_dir
+        Output folder and raw dataset; the names ``raw`` and those of ``derivatives`` can be used in BIDS URIs of
+        ``Sources``.
+    version, code_url
+        Of this software.
+    derivatives
+        Name → folder of preprocessed datasets that are used.
+
+    Raises
+    ------
+    UsageError
+        If ``out_dir`` is the raw dataset itself, which would be overwritten, or cannot be written to.
+    """
+    out_dir, bids_dir = Path(out_dir), Path(bids_dir)
+    if out_dir.resolve() == bids_dir.resolve():
+        raise UsageError(
+            f"The output folder {out_dir} is the BIDS dataset itself: choose another, such as its derivatives/petsynth."
+        )
+    try:
+        raw = read_json(bids_dir / "dataset_description.json")
+    except ValueError as error:
+        raise UsageError(
+            f"{bids_dir / 'dataset_description.json'} {error}: correct it, a BIDS dataset needs one."
+        ) from None
+    links = {
+        "raw": _link(out_dir, bids_dir),
+        **{name: _link(out_dir, Path(path)) for name, path in (derivatives or {}).items()},
+    }
+    write_bytes(out_dir / "dataset_description.json", json_text(_description(raw, version, code_url, links)).encode())
+    rows = [{"desc_id": f"desc-{label}", "description": text} for label, text in _DESCRIPTIONS.items()]
+    write_bytes(out_dir / "descriptions.tsv", tsv_text(rows).encode())
+    write_bytes(out_dir / ".bidsignore", ("\n".join(_IGNORED) + "\n").encode())
+    write_bytes(out_dir / "README", _README.encode())
+
+
+def _description(raw: Mapping[str, Any], version: str, code_url: str, links: Mapping[str, str]) -> dict[str, Any]:
+    """Content of dataset_description.json."""
+    software = {"Name": "bids_petsynth", "Version": version, "CodeURL": code_url}
+    source = {"URL": links["raw"], "Version": raw.get("DatasetVersion", "")}
+    if doi := raw.get("DatasetDOI"):
+        source |= {"URL": _doi_url(str(doi)), "DOI": str(doi)}
+    description = {
+        "Name": "bids_petsynth - synthetic PET from T1w and clinical values",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "License": raw.get("License", ""),
+        "Authors": raw.get("Authors", []),
+        "HowToAcknowledge": "State that the PET images are synthetic, name bids_petsynth, its version and the model, "
+        "and cite the source dataset.",
+        "GeneratedBy": [{key: value for key, value in software.items() if value}],
+        "SourceDatasets": [{key: value for key, value in source.items() if value}],
+        "DatasetLinks": dict(links),
+    }
+    return {key: value for key, value in description.items() if value}
+
+
+def _doi_url(doi: str) -> str:
+    """Address of a DOI, however it is written."""
+    return "https://doi.org/" + doi.removeprefix("https://doi.org/").removeprefix("doi:")
+
+
+def _link(out_dir: Path, dataset: Path) -> str:
+    """A dataset as a URI: relative if the outputs lie inside (both then move together), else its full path."""
+    out, root = out_dir.resolve(), dataset.resolve()
+    return Path(os.path.relpath(root, out)).as_posix() if out.is_relative_to(root) else root.as_uri()
+
+
+def record_status(out_dir: Path, case: Case, tracer: str | None, status: str, reason: str = "") -> None:
+    """Note how a case (for one tracer, or as a whole if None) ended; ``write_status`` collects the notes.
+
+    ``status`` is ``DONE``, ``FAILED`` or ``SKIPPED`` (already up to date); ``reason`` is the sentence that the user was
+    told.
+    """
+    if status not in (DONE, FAILED, SKIPPED):
+        raise ValueError(f"{status!r} is no status.")
+    folder = Path(out_dir) / _RECORDS
+    session = f"ses-{case.session}" if case.session else None
+    row = dict(zip(STATUS_COLUMNS, (f"sub-{case.participant}", session, tracer, status, reason), strict=True))
+    name = case.label + (f"_trc-{tracer}" if tracer else "")
+    write_bytes(folder / f"{name}.json", json_text(row).encode())
+    if tracer:  # an earlier failure of the whole case is over
+        (folder / f"{case.label}.json").unlink(missing_ok=True)
+
+
+def write_status(out_dir: Path) -> Path:
+    """Rebuild status.tsv from the notes of all runs so far."""
+    return _until_stable(
+        Path(out_dir) / output_path("status"), lambda: tsv_text(_status_rows(Path(out_dir)), STATUS_COLUMNS)
+    )
+
+
+def _status_rows(out_dir: Path) -> list[dict[str, Any]]:
+    rows = []
+    for path in sorted((out_dir / _RECORDS).glob("*.json")):
+        try:
+            rows.append(read_json(path))
+        except ValueError:  # replaced or removed this moment by another process, which rebuilds the table in its turn
+            continue
+    return rows
+
+
+def write_cohort(out_dir: Path) -> Path:
+    """Rebuild the cohort table: per participant, session and tracer a row with its measures and regional SUVR."""
+    return _until_stable(Path(out_dir) / output_path("group_regions"), lambda: _cohort_text(Path(out_dir)))
+
+
+def _cohort_text(out_dir: Path) -> str:
+    """The cohort table from the regional tables (and the measures beside them) on disk."""
+    rows = []
+    suffix = output_path("regions", Case("x", None, None), tracer="x").name.split("_trc-x")[1]
+    for path in sorted(p for pattern in ("sub-*/pet", "sub-*/ses-*/pet") for p in out_dir.glob(f"{pattern}/*{suffix}")):
+        entities = entities_of(path)
+        case = Case(entities["sub"], entities.get("ses"), None)
+        row = {
+            "participant_id": f"sub-{case.participant}",
+            "session_id": f"ses-{case.session}" if case.session else "n/a",
+        }
+        row["tracer"] = entities["trc"]
+        measures = out_dir / output_path("measures", case, tracer=entities["trc"])
+        for table in (measures, path):
+            for values in (read_tsv(table)[0] if table.exists() else [])[:1]:
+                row |= {name: text for name, text in values.items() if name not in ("frame_start", "frame_end")}
+        rows.append(row)
+    return tsv_text(rows, None if rows else ("participant_id", "session_id", "tracer"))
+
+
+def _until_stable(path: Path, build: Callable[[], str]) -> Path:
+    """Write what ``build`` returns until it returns what was written."""
+    text = build()
+    while True:
+        write_bytes(path, text.encode())
+        again = build()
+        if again == text and path.read_bytes() == text.encode():
+            return path
+        text = again
+
+
+_README = """\
+Synthetic PET made by bids_petsynth
+===================================
+
+The PET images in this dataset were NOT measured. A generative model made them from each participant's T1w image and,
+where the source dataset has them, clinical and blood values. Every PET file says so in its name (desc-synthMean,
+desc-synthStd, desc-synth01 ...) and in its sidecar ("Synthetic": true). They are for research, not for diagnosis.
+
+anat/   on the T1w's grid: bias-corrected T1w, brain mask, regions (dseg; names in the TSV beside it), tissue
+        probabilities
+pet/    mean and standard deviation over the model's draws in SUVR; space-T1w_res-2 lies on the T1w in scanner space
+        *_tacs.tsv      regional SUVR, one column per region
+        *_measures.tsv  target SUVR, Centiloid (approximate), probability of positivity
+        *.json          sources, model, settings, and which clinical variables were used
+
+group_desc-synthMean_regions.tsv   regional SUVR of all participants
+status.tsv                         who is done, who failed and why
+descriptions.tsv                   what each desc label means
+"""

@@ -1,0 +1,296 @@
+"""Finding the T1w scans to work on. The only module that imports pybids.
+
+pybids is shown only the T1w files of the participants that are asked for, so that one participant of a large dataset is
+found at once; sidecars are read along their path. Nothing here opens an image beyond its first bytes: a link without
+its target or a file that cannot be read becomes a ``Case`` with a ``problem``, and the other participants go on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from bids_petsynth.bids.derivatives import check_derivatives, reusable_files
+from bids_petsynth.bids.naming import entities_of
+from bids_petsynth.bids.tables import read_json, read_tsv
+from bids_petsynth.errors import UsageError
+from bids_petsynth.types import Case
+
+# Sections of a filter file that fMRIPrep and its relatives know; one file may serve several of them.
+_SECTIONS = frozenset({"t1w", "t2w", "flair", "bold", "sbref", "fmap", "dwi", "asl", "roi", "pet", "fmap_sbref"})
+_POINTERS = (b"/annex/objects/", b"version https://git-lfs")
+
+
+def find_cases(
+    bids_dir: Path,
+    participants: Iterable[str] | None = None,
+    sessions: Iterable[str] | None = None,
+    filters: Mapping[str, Any] | None = None,
+    derivatives: Mapping[str, Path] | None = None,
+) -> list[Case]:
+    """One case per participant and session that has a T1w, sorted; participants without one have a case with a problem.
+
+    Parameters
+    ----------
+    bids_dir
+        The raw dataset.
+    participants, sessions
+        Labels with or without ``sub-``/``ses-``; None or empty for all.
+    filters
+        Content of a ``--bids-filter-file``; its section ``t1w`` chooses among T1w files (null: entity absent, ``*``:
+        any value).
+    derivatives
+        Name → folder of preprocessed datasets; their preprocessed T1w and brain mask are listed in
+        ``Case.derivatives``.
+
+    Raises
+    ------
+    UsageError
+        If the dataset, a label, a filter or a derivatives folder is unusable; nothing is to be run then.
+    """
+    bids_dir = Path(bids_dir).resolve()
+    labels = _participants(bids_dir, participants)
+    wanted = sorted({s.removeprefix("ses-") for s in sessions or ()})
+    if wanted:
+        _check_sessions(bids_dir, labels, wanted)
+    query = _query(filters or {})
+    check_derivatives(derivatives or {})
+
+    by_participant: dict[str, list[Path]] = {label: [] for label in labels}
+    for path in _t1w_files(bids_dir, labels, query):
+        by_participant[path.relative_to(bids_dir).parts[0].removeprefix("sub-")].append(path)
+    listings: dict[Path, list[Path]] = {}
+    cases = []
+    for label, files in by_participant.items():
+        by_session: dict[str | None, list[Path]] = {}
+        for path in files:
+            by_session.setdefault(entities_of(path).get("ses"), []).append(path)
+        chosen = {s: by_session[s] for s in sorted(by_session, key=str) if not wanted or s in wanted}
+        if not chosen:
+            only = wanted[0] if len(wanted) == 1 else None
+            cases.append(Case(label, only, None, problem=_absent(label, wanted, by_session, query)))
+        for session, candidates in chosen.items():
+            cases.append(_case(bids_dir, label, session, candidates, listings, derivatives or {}))
+        cases += [
+            Case(label, session, None, problem=_absent(label, [session], by_session, query))
+            for session in wanted
+            if chosen and session not in chosen and (bids_dir / f"sub-{label}" / f"ses-{session}").is_dir()
+        ]
+    return cases
+
+
+def read_filter_file(path: Path) -> dict[str, Any]:
+    """Content of a ``--bids-filter-file``; ``UsageError`` if it cannot be read or is not JSON."""
+    try:
+        return read_json(Path(path))
+    except ValueError as error:
+        raise UsageError(f"The BIDS filter file {path} {error}.") from None
+
+
+def _participants(bids_dir: Path, asked: Iterable[str] | None) -> list[str]:
+    """Labels to work on, sorted; ``UsageError`` if the dataset is none or lacks a label that is asked for."""
+    if not bids_dir.is_dir():
+        raise UsageError(f"The BIDS dataset {bids_dir} does not exist or is not a folder.")
+    description = bids_dir / "dataset_description.json"
+    if not description.exists():
+        raise UsageError(f"{bids_dir} is not a BIDS dataset: it has no dataset_description.json.")
+    try:
+        read_json(description)
+    except ValueError as error:
+        raise UsageError(f"{description} {error}: correct it, a BIDS dataset needs one.") from None
+    there = sorted(p.name.removeprefix("sub-") for p in bids_dir.iterdir() if p.name.startswith("sub-") and p.is_dir())
+    if not there:
+        raise UsageError(f"The BIDS dataset {bids_dir} has no participants: there is no folder sub-<label> in it.")
+    labels = sorted({label.removeprefix("sub-") for label in asked or there})
+    if absent := [label for label in labels if label not in there]:
+        raise UsageError(
+            f"The dataset {bids_dir} has no participant {', '.join(absent)}; it has {_some(there)}: "
+            "correct the labels that were asked for."
+        )
+    return labels
+
+
+def _check_sessions(bids_dir: Path, labels: Sequence[str], wanted: Sequence[str]) -> None:
+    """``UsageError`` if a session that is asked for exists for none of the participants."""
+    folders = (folder for label in labels for folder in (bids_dir / f"sub-{label}").glob("ses-*"))
+    there = sorted({folder.name.removeprefix("ses-") for folder in folders if folder.is_dir()})
+    if absent := [session for session in wanted if session not in there]:
+        have = f"they have {_some(there)}" if there else "they have no sessions at all"
+        raise UsageError(f"None of the participants has a session {', '.join(absent)}; {have}.")
+
+
+def _some(labels: Sequence[str], most: int = 10) -> str:
+    """The labels, or the first few of many and their number."""
+    return ", ".join(labels[:most]) + (f" … ({len(labels)} in all)" if len(labels) > most else "")
+
+
+def _query(filters: Mapping[str, Any]) -> dict[str, Any]:
+    """Section ``t1w`` of the filters as arguments for pybids."""
+    from bids.layout import Query
+
+    if not isinstance(filters, Mapping) or not all(isinstance(section, Mapping) for section in filters.values()):
+        raise UsageError('The BIDS filter file must hold sections such as {"t1w": {"session": "01"}}.')
+    if unknown := sorted(set(filters) - _SECTIONS):
+        raise UsageError(
+            f"The BIDS filter file has an unknown section {', '.join(unknown)}; the T1w is chosen by section t1w."
+        )
+    section = dict(filters.get("t1w", {}))
+    if "subject" in section:
+        raise UsageError("The BIDS filter file chooses by subject: use --participant-label for that.")
+    words = {None: Query.NONE, "*": Query.ANY} | {f"Query.{query.name}": query for query in Query}
+    return {
+        entity: words.get(value, value) if value is None or isinstance(value, str) else value
+        for entity, value in section.items()
+    }
+
+
+def _t1w_files(bids_dir: Path, labels: Sequence[str], query: Mapping[str, Any]) -> list[Path]:
+    """T1w images of the participants that pass the filters, by pybids."""
+    from bids.layout import BIDSLayout, BIDSLayoutIndexer
+
+    subjects = "|".join(re.escape(label) for label in labels)
+    others = re.compile(rf"^/(?!sub-(?:{subjects})(?:/ses-[^/]+)?(?:/anat(?:/[^/]*_T1w\.nii(?:\.gz)?)?)?$)")
+    layout = BIDSLayout(
+        bids_dir,
+        validate=False,
+        derivatives=False,
+        indexer=BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[others]),
+    )
+    chosen = {"datatype": "anat", "suffix": "T1w", "extension": [".nii", ".nii.gz"]} | query
+    try:
+        found = layout.get(**chosen, return_type="filename")
+    except Exception as error:  # for what it does not know, pybids raises errors of several unrelated classes
+        raise UsageError(f"The BIDS filter file cannot be used ({error}).") from None
+    paths = sorted(Path(path) for path in found)
+    return [path for path in paths if _is_plain(path.relative_to(bids_dir))]
+
+
+def _is_plain(path: Path) -> bool:
+    """Named after its folders; neither phases nor one echo of several nor what some software derived from raw files."""
+    entities = entities_of(path)
+    *folders, _, name = path.parts
+    own = name.startswith("_".join(folders) + "_") and ("ses" in entities) == (len(folders) == 2)
+    return own and not {"desc", "space", "echo"} & entities.keys() and entities.get("part", "mag") == "mag"
+
+
+def _absent(label: str, wanted: Sequence[str], by_session: Mapping[str | None, Any], query: Mapping[str, Any]) -> str:
+    """Why a participant has no T1w to work on."""
+    passing = " that passes the BIDS filter file" if query else ""
+    if not wanted:
+        return f"sub-{label} has no T1w image{passing}."
+    text = f"sub-{label} has no T1w image{passing} in session {', '.join(wanted)}"
+    if None in by_session:
+        return f"{text}; its T1w belongs to no session: leave out --session-label."
+    return f"{text}; it has one in session {', '.join(map(str, by_session))}." if by_session else f"{text}."
+
+
+def _case(
+    bids_dir: Path,
+    label: str,
+    session: str | None,
+    candidates: Sequence[Path],
+    listings: dict[Path, list[Path]],
+    derivatives: Mapping[str, Path],
+) -> Case:
+    """The newest of the T1w images of one session with all that is known about it."""
+    notes: list[str] = []
+    times = _acquisition_times(bids_dir, label, session, candidates)
+    t1w, reason = _newest(candidates, times)
+    if reason:
+        others = ", ".join(p.name for p in candidates if p != t1w)
+        notes.append(f"Of {len(candidates)} T1w images {t1w.name} is used, {reason}; not used: {others}.")
+    sidecar, said = _inherited(bids_dir, t1w, listings)
+    reusable, told = reusable_files(derivatives, t1w)
+    date = times.get(t1w) or _session_date(bids_dir, label, session)
+    return Case(
+        participant=label,
+        session=session,
+        t1w=t1w,
+        sidecar=sidecar,
+        t1w_date=date.date().isoformat() if date else None,
+        derivatives=reusable,
+        notes=(*notes, *said, *told),
+        problem=_unreadable(t1w),
+    )
+
+
+def _newest(candidates: Sequence[Path], times: Mapping[Path, datetime]) -> tuple[Path, str]:
+    """The newest image and why it is taken (an empty sentence if there is no choice)."""
+    ordered = sorted(candidates, key=lambda p: (_run(p), p.name))
+    if len(ordered) == 1:
+        return ordered[0], ""
+    if all(path in times for path in ordered) and len(set(times.values())) > 1:
+        return max(ordered, key=lambda p: times[p]), "the newest by acq_time in scans.tsv"
+    if len({_run(path) for path in ordered}) > 1:
+        return ordered[-1], "the highest run"
+    return ordered[-1], "the last by name as nothing says which is newest"
+
+
+def _run(path: Path) -> int:
+    """Run number of an image, 0 if it has none."""
+    run = entities_of(path).get("run", "0")
+    return int(run) if run.isdigit() else 0
+
+
+def _acquisition_times(bids_dir: Path, label: str, session: str | None, images: Sequence[Path]) -> dict[Path, datetime]:
+    """``acq_time`` in scans.tsv of those images that have one."""
+    folder = bids_dir / f"sub-{label}" / (f"ses-{session}" if session else "")
+    table = folder / (f"sub-{label}" + (f"_ses-{session}" if session else "") + "_scans.tsv")
+    rows = read_tsv(table)[0] if table.exists() else []
+    times = {row.get("filename", ""): _time(row.get("acq_time", "")) for row in rows}
+    named = {image: times.get(image.relative_to(folder).as_posix()) for image in images}
+    return {image: time for image, time in named.items() if time}
+
+
+def _session_date(bids_dir: Path, label: str, session: str | None) -> datetime | None:
+    """``acq_time`` of the session in sessions.tsv."""
+    table = bids_dir / f"sub-{label}" / f"sub-{label}_sessions.tsv"
+    rows = read_tsv(table)[0] if session and table.exists() else []
+    mine = [row for row in rows if row.get("session_id", "").removeprefix("ses-") == session]
+    return _time(mine[0].get("acq_time", "")) if mine else None
+
+
+def _time(text: str) -> datetime | None:
+    """An ISO date or date and time, else None. Zones are dropped, so that times compare."""
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=None)
+    except ValueError:
+        return None
+
+
+def _inherited(bids_dir: Path, image: Path, listings: dict[Path, list[Path]]) -> tuple[dict[str, Any], list[str]]:
+    """Sidecars merged by BIDS' inheritance principle: the nearer to the image and the more specific, the stronger."""
+    entities = entities_of(image)
+    folders = [folder for folder in (image.parent, *image.parent.parents) if folder.is_relative_to(bids_dir)]
+    metadata: dict[str, Any] = {}
+    notes = []
+    for folder in reversed(folders):
+        if folder not in listings:
+            listings[folder] = [p for p in folder.iterdir() if p.name.endswith("T1w.json")]
+        holding = [path for path in listings[folder] if (entities_of(path)).items() <= entities.items()]
+        for path in sorted(holding, key=lambda p: len(entities_of(p))):
+            try:
+                metadata |= read_json(path)
+            except ValueError as error:
+                notes.append(f"The sidecar {path.name} is ignored: it {error}.")
+    return metadata, notes
+
+
+def _unreadable(image: Path) -> str | None:
+    """A sentence if the image's bytes are not there."""
+    name = image.name
+    if image.is_symlink() and not image.exists():
+        return f"{name} is a link to a file that is not there: fetch it, with DataLad by `datalad get`."
+    try:
+        with image.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})."
+    if not start:
+        return f"{name} is empty."
+    if start.startswith(_POINTERS):
+        return f"{name} is a placeholder for content that was not fetched: run `datalad get` or `git lfs pull`."
+    return None

@@ -1,0 +1,197 @@
+"""The JSON that is written beside each kind of output.
+
+Sidecars say which clinical variables were used and their status, never their values unless that is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bids_petsynth.types import Case, ClinicalRecord
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """How the PET was made: the model (name, version, SHA-256 of its weights), its sampler and the settings of the run.
+
+    ``demonstration`` marks a model that was trained on simulated PET.
+    """
+
+    model: str
+    version: str
+    weights_sha256: str
+    demonstration: bool
+    sampler: str
+    steps: int
+    guidance: float
+    seed: int
+    n_draws: int
+
+
+_KINDS = {
+    "mean": "mean over {n} draws",
+    "std": "standard deviation over {n} draws (the model's uncertainty)",
+    "draw": "one of {n} draws",
+}
+
+
+def bids_uri(path: Path, datasets: Mapping[str, Path]) -> str:
+    """A file as BIDS URI: ``bids:<name>:<path>`` in one of the datasets, ``bids::<path>`` if relative (an output).
+
+    The innermost dataset counts, as derivatives often lie inside the raw dataset.
+    """
+    path = Path(path)
+    if not path.is_absolute():
+        return f"bids::{path.as_posix()}"
+    within = [(name, Path(root).resolve()) for name, root in datasets.items()]
+    within = [(name, root) for name, root in within if path.is_relative_to(root)]
+    if not within:
+        raise ValueError(f"{path} lies in none of the datasets {', '.join(datasets)}.")
+    name, root = max(within, key=lambda item: len(item[1].parts))
+    return f"bids:{name}:{path.relative_to(root).as_posix()}"
+
+
+def t1w_sidecar(case: Case, sources: Sequence[str]) -> dict[str, Any]:
+    """For ``desc-preproc_T1w``."""
+    notes = {"Notes": list(case.notes)} if case.notes else {}
+    return {
+        "Description": "T1w with its bias field corrected",
+        "SkullStripped": False,
+        "Sources": list(sources),
+        **notes,
+    }
+
+
+def mask_sidecar(sources: Sequence[str]) -> dict[str, Any]:
+    """For ``desc-brain_mask``."""
+    return {"Description": "Brain mask from the label map", "Type": "Brain", "Sources": list(sources)}
+
+
+def dseg_sidecar(
+    sources: Sequence[str], quality: Mapping[str, float] | None = None, warnings: Sequence[str] = ()
+) -> dict[str, Any]:
+    """For ``dseg``: with the figures of the anatomy's quality and what is doubtful about it."""
+    return {
+        "Description": "Regions labelled by the built-in network; names of the codes in the TSV beside",
+        "Manual": False,
+        "Sources": list(sources),
+        **({"Quality": dict(quality)} if quality else {}),
+        **({"Warnings": list(warnings)} if warnings else {}),
+    }
+
+
+def probseg_sidecar(tissue: str, sources: Sequence[str]) -> dict[str, Any]:
+    """For ``label-<tissue>_probseg``."""
+    return {
+        "Description": f"Probability of {tissue} by the labelling network",
+        "Manual": False,
+        "Sources": list(sources),
+    }
+
+
+def pet_sidecar(
+    case: Case,
+    kind: str,
+    tracer: str,
+    synthesis: Synthesis,
+    record: ClinicalRecord,
+    sources: Sequence[str],
+    *,
+    reference_region: str,
+    spatial_reference: str,
+    voxel_mm: float,
+    used: Collection[str] | None = None,
+    draw: int | None = None,
+    record_values: bool = False,
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """For a synthetic PET image.
+
+    Parameters
+    ----------
+    case
+        Whose PET it is; its notes are repeated.
+    kind, draw
+        ``mean``, ``std`` or ``draw`` with its number.
+    tracer
+        As in the name.
+    synthesis
+        Model, sampler and settings.
+    record, used, record_values
+        The person's values; only the variables in ``used`` (those that the model knows; None for all) are listed, with
+        their status and source, and with value and note only if ``record_values``.
+    sources, spatial_reference
+        BIDS URIs of the inputs and of the image whose space it is (or the name or address of a template).
+    reference_region
+        Region whose mean uptake is 1.
+    voxel_mm
+        Size of a voxel in mm.
+    warnings
+        Sentences on what is doubtful about this result.
+    """
+    return {
+        "Description": f"SYNTHETIC {tracer} PET, not measured: {_KINDS[kind].format(n=synthesis.n_draws)}"
+        + (". Demonstration model: it was trained on simulated PET" if synthesis.demonstration else ""),
+        "Synthetic": True,
+        "TracerName": tracer,
+        "Units": "unitless",
+        "ReferenceRegion": reference_region,
+        "SkullStripped": False,
+        "SpatialReference": spatial_reference,
+        "Resolution": f"{voxel_mm:g} mm isotropic",
+        "Sources": list(sources),
+        **synthesis_metadata(synthesis, record, used, record_values),
+        **({"Draw": draw} if draw is not None else {}),
+        **({"Notes": list(case.notes)} if case.notes else {}),
+        **({"Warnings": list(warnings)} if warnings else {}),
+    }
+
+
+def table_sidecar(
+    columns: Mapping[str, Mapping[str, Any]],
+    tracer: str,
+    synthesis: Synthesis,
+    record: ClinicalRecord,
+    sources: Sequence[str],
+    used: Collection[str] | None = None,
+    record_values: bool = False,
+) -> dict[str, Any]:
+    """For a table computed from synthetic PET; ``columns`` gives Description and Units of each."""
+    return {
+        "Description": f"Computed from SYNTHETIC {tracer} PET, nothing was measured",
+        "Synthetic": True,
+        "TracerName": tracer,
+        "Sources": list(sources),
+        **synthesis_metadata(synthesis, record, used, record_values),
+        **{name: dict(text) for name, text in columns.items()},
+    }
+
+
+def synthesis_metadata(
+    synthesis: Synthesis, record: ClinicalRecord, used: Collection[str] | None = None, record_values: bool = False
+) -> dict[str, Any]:
+    """Model, sampler and conditioning variables, as every file made from synthetic PET carries them."""
+    variables = {}
+    for name in sorted(record.values if used is None else used):
+        value = record.values.get(name)
+        entry: dict[str, Any] = {"Status": value.status if value else "missing"}
+        if value and value.source:
+            entry["Source"] = value.source
+        if value and record_values:  # a note may quote the value, so it goes with it
+            entry |= {"Value": value.value, "Note": value.note}
+        variables[name] = entry
+    return {
+        "Model": {"Name": synthesis.model, "Version": synthesis.version, "WeightsSHA256": synthesis.weights_sha256},
+        "DemonstrationModel": synthesis.demonstration,
+        "Sampler": {
+            "Name": synthesis.sampler,
+            "Steps": synthesis.steps,
+            "Guidance": synthesis.guidance,
+            "Seed": synthesis.seed,
+            "Draws": synthesis.n_draws,
+        },
+        "Conditioning": variables,
+    }

@@ -1,0 +1,1 @@
+"""The commands: parsing of arguments and one short module per level."""

@@ -1,0 +1,122 @@
+"""Conditioning on the record: standardised values with a mask, a learned null for each missing one, the tracer's code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+
+from bids_petsynth.errors import ModelError
+from bids_petsynth.models.recipe import VariableSpec
+from bids_petsynth.tables import read_table
+
+#: Rows of the tracer embedding; ``data/tracer_codes.tsv`` may grow up to it without changing a trained model's shape.
+TRACER_SLOTS = 32
+
+
+class Readable(Protocol):
+    """Anything that gives a variable's value by name, None if missing (a ClinicalRecord, a dict of a row)."""
+
+    def get(self, name: str) -> float | None: ...
+
+
+@cache
+def tracer_codes() -> dict[str, int]:
+    """Tracer or modality → its fixed row in the embedding."""
+    return {row["code"]: int(row["index"]) for row in read_table("tracer_codes.tsv")}
+
+
+def tracer_index(tracer: str) -> int:
+    """Row of ``tracer`` in the embedding.
+
+    Raises
+    ------
+    ModelError
+        If the table has no such code.
+    """
+    try:
+        return tracer_codes()[tracer]
+    except KeyError:
+        known = ", ".join(tracer_codes())
+        raise ModelError(f"Tracer {tracer} is not in data/tracer_codes.tsv; use one of {known}, or add a row.") from None
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """Mean and standard deviation of each variable after its transform."""
+
+    mean: tuple[float, ...]
+    sd: tuple[float, ...]
+
+
+def _transformed(record: Readable, spec: VariableSpec) -> float:
+    value = record.get(spec.name)
+    if value is None or not math.isfinite(value) or (spec.transform == "log" and value <= 0):
+        return math.nan
+    return math.log(value) if spec.transform == "log" else float(value)
+
+
+def record_matrix(records: Sequence[Readable], variables: Sequence[VariableSpec]) -> Tensor:
+    """``(N, V)`` float32 of transformed values, NaN where missing."""
+    rows = [[_transformed(record, spec) for spec in variables] for record in records]
+    return torch.tensor(rows, dtype=torch.float32).reshape(len(records), len(variables))
+
+
+def fit_standardisation(matrix: Tensor) -> Standardisation:
+    """Mean and SD of the columns of :func:`record_matrix`, missing values left out; an empty column gets 0 and 1."""
+    mean, sd = [], []
+    for column in matrix.T.double():
+        known = column[column.isfinite()]
+        mean.append(known.mean().item() if len(known) else 0.0)
+        spread = known.std().item() if len(known) > 1 else 0.0
+        sd.append(spread if spread > 1e-6 else 1.0)
+    return Standardisation(tuple(mean), tuple(sd))
+
+
+def standardise(matrix: Tensor, by: Standardisation) -> tuple[Tensor, Tensor]:
+    """Values ``(N, V)`` (0 where missing, clamped to ±4 SD) and mask ``(N, V)`` (1 where known)."""
+    mask = matrix.isfinite()
+    scaled = (matrix - torch.tensor(by.mean)) / torch.tensor(by.sd)
+    return torch.where(mask, scaled, 0.0).clamp(-4, 4), mask.float()
+
+
+def withhold(mask: Tensor, variable: float, record: float, rng: Generator) -> Tensor:
+    """Mask with each variable dropped with probability ``variable``, and a whole row with probability ``record``."""
+    keep = torch.rand(mask.shape, generator=rng) >= variable
+    keep &= torch.rand(len(mask), 1, generator=rng) >= record
+    return mask * keep
+
+
+def time_features(t: Tensor, width: int) -> Tensor:
+    """Sinusoids of times ``t (N,)`` in [0, 1]: ``(N, width)`` (Vaswani et al., arXiv:1706.03762)."""
+    frequencies = torch.exp(torch.linspace(0, math.log(100.0), width // 2, device=t.device)) * math.pi
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class RecordEmbedding(nn.Module):
+    """Values, mask, tracer and time → one vector ``(N, width)``.
+
+    Each known variable contributes an affine token, each missing one its learned null; an MLP of their sum is added to
+    the tracer's and the time's embedding.
+    """
+
+    def __init__(self, variables: int, width: int):
+        super().__init__()
+        self.slope = nn.Parameter(torch.randn(variables, width) / math.sqrt(max(1, variables)))
+        self.offset = nn.Parameter(torch.zeros(variables, width))
+        self.null = nn.Parameter(torch.randn(variables, width) * 0.1)
+        self.record = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.tracer = nn.Embedding(TRACER_SLOTS, width)
+        self.time = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
+        self.out = nn.Sequential(nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, values: Tensor, mask: Tensor, tracer: Tensor, t: Tensor) -> Tensor:
+        known = (mask * values) @ self.slope + mask @ self.offset
+        token = known + (1 - mask) @ self.null
+        return self.out(self.record(token) + self.tracer(tracer) + self.time(time_features(t, 64)))

@@ -1,0 +1,217 @@
+"""The model folder: recipe, weights, card, calibration, and ``model.json`` with checksums. No pickle is ever read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bids_petsynth.errors import ModelError
+from bids_petsynth.models.autoencoder import build_space
+from bids_petsynth.models.conditioning import Standardisation
+from bids_petsynth.models.denoiser import Denoiser
+from bids_petsynth.models.recipe import Recipe, parse_recipe, recipe_text
+
+FORMAT = 1
+#: Largest weight file in bytes, so that a model can live in a git repository.
+SHARD_BYTES = 14_000_000
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model: its recipe, networks and everything that turns their numbers into SUVR.
+
+    Attributes
+    ----------
+    latent_mean, latent_sd
+        Per latent channel; the denoiser works on ``(latent − mean) / sd``.
+    variables
+        Mean and SD of the conditioning variables after their transform.
+    spread
+        Per tracer, the factor by which the draws' deviations from their mean are multiplied so that they are calibrated.
+    heads
+        Names of the heads that it was trained on.
+    demonstration
+        True if it was trained on simulated PET.
+    """
+
+    recipe: Recipe
+    denoiser: Denoiser
+    space: nn.Module
+    latent_mean: tuple[float, ...]
+    latent_sd: tuple[float, ...]
+    variables: Standardisation
+    classes: int
+    version: str
+    heads: tuple[str, ...] = ()
+    demonstration: bool = False
+    spread: Mapping[str, float] = field(default_factory=dict)
+    card: str = ""
+
+
+def _tensors(model: Model) -> dict[str, Tensor]:
+    parts = {"denoiser": model.denoiser, "space": model.space}
+    return {f"{part}.{name}": value for part, net in parts.items() for name, value in net.state_dict().items()}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _shards(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, value in tensors.items():
+        half = value.detach().cpu().half().contiguous()
+        if shards[-1] and size + half.nbytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = half
+        size += half.nbytes
+    return shards
+
+
+def save_model(model: Model, folder: Path) -> None:
+    """Write the folder; ``model.json`` comes last, so that a folder without it is known to be incomplete."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (folder / "model.json", *folder.glob("weights-*.safetensors")):
+        old.unlink(missing_ok=True)
+    for number, shard in enumerate(_shards(_tensors(model)), 1):
+        save_file(shard, folder / f"weights-{number:05d}.safetensors")
+    (folder / "recipe.toml").write_text(recipe_text(model.recipe), encoding="utf-8")
+    (folder / "MODEL_CARD.md").write_text(model.card, encoding="utf-8")
+    (folder / "calibration.json").write_text(json.dumps({"spread": dict(model.spread)}, indent=2) + "\n", encoding="utf-8")
+    names = ["recipe.toml", "MODEL_CARD.md", "calibration.json", *sorted(p.name for p in folder.glob("weights-*"))]
+    about = {
+        "format": FORMAT,
+        "name": model.recipe.name,
+        "version": model.version,
+        "demonstration": model.demonstration,
+        "tracers": list(model.recipe.tracers),
+        "grid": model.recipe.grid.model_dump(mode="json"),
+        "classes": model.classes,
+        "latent_mean": list(model.latent_mean),
+        "latent_sd": list(model.latent_sd),
+        "variables": {
+            spec.name: {"mean": mean, "sd": sd}
+            for spec, mean, sd in zip(
+                model.recipe.conditioning.variables, model.variables.mean, model.variables.sd, strict=True
+            )
+        },
+        "heads": list(model.heads),
+        "sha256": {name: _sha256(folder / name) for name in names},
+    }
+    (folder / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} is not a JSON object: the model is damaged; copy its folder again.")
+    return found
+
+
+def _verified(folder: Path) -> dict:
+    """``model.json`` after checks of the folder, the format version and every file's checksum."""
+    if not folder.is_dir():
+        raise ModelError(f"There is no model folder {folder}; check the path.")
+    if not (folder / "model.json").is_file():
+        raise ModelError(f"{folder} has no model.json, so it is not a complete model folder; copy it again.")
+    about = _read_json(folder / "model.json")
+    version = about.get("format")
+    if not isinstance(version, int) or version < 1:
+        raise ModelError(f"{folder}/model.json names no format version: the model is damaged; copy its folder again.")
+    if version > FORMAT:
+        raise ModelError(
+            f"The model {folder} was made by a newer version of bids-petsynth (format {version}, this one reads up to "
+            f"{FORMAT}); update bids-petsynth."
+        )
+    sums = about.get("sha256")
+    needed = {"recipe.toml", "MODEL_CARD.md", "calibration.json", "weights-00001.safetensors"}
+    if not isinstance(sums, dict) or not needed <= set(sums):
+        raise ModelError(f"{folder}/model.json lists no checksums of its files: the model is damaged; copy it again.")
+    for name, expected in sums.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise ModelError(f"The model {folder} lacks its file {name}; copy the folder again.")
+        if _sha256(path) != expected:
+            raise ModelError(f"{path} is damaged or was changed (its checksum differs); copy the model folder again.")
+    return about
+
+
+def _load_weights(folder: Path, files: list[str], model: Model) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    found: dict[str, Tensor] = {}
+    for name in files:
+        try:
+            found.update(load_file(folder / name))
+        except SafetensorError:
+            raise ModelError(f"{folder / name} is not a safetensors file; copy the model folder again.") from None
+    expected = _tensors(model)
+    for name, value in expected.items():
+        if name not in found:
+            raise ModelError(f"The weights in {folder} lack the tensor {name} that the recipe asks for; the two do not match.")
+        if found[name].shape != value.shape:
+            raise ModelError(
+                f"The tensor {name} in {folder} has the shape {tuple(found[name].shape)} where the recipe asks for "
+                f"{tuple(value.shape)}; recipe and weights do not match."
+            )
+    extra = sorted(set(found) - set(expected))
+    if extra:
+        raise ModelError(f"The weights in {folder} hold {extra[0]}, which the recipe does not ask for; the two do not match.")
+    for part, net in (("denoiser.", model.denoiser), ("space.", model.space)):
+        net.load_state_dict({k.removeprefix(part): v.float() for k, v in found.items() if k.startswith(part)})
+
+
+def load_model(folder: Path) -> Model:
+    """Read and check a model folder.
+
+    Raises
+    ------
+    ModelError
+        If something is missing, damaged, from a newer version, or recipe and weights do not match.
+    """
+    folder = Path(folder)
+    about = _verified(folder)
+    recipe = parse_recipe((folder / "recipe.toml").read_text(encoding="utf-8"), str(folder / "recipe.toml"))
+    calibration = _read_json(folder / "calibration.json")
+    try:
+        variables = [about["variables"][spec.name] for spec in recipe.conditioning.variables]
+        classes = int(about["classes"])
+        # a random start is drawn and replaced: it must not move the caller's random numbers
+        with torch.random.fork_rng(devices=[]):
+            denoiser, space = Denoiser(recipe, classes), build_space(recipe)
+        model = Model(
+            recipe=recipe,
+            denoiser=denoiser.eval(),
+            space=space.eval(),
+            latent_mean=tuple(float(v) for v in about["latent_mean"]),
+            latent_sd=tuple(float(v) for v in about["latent_sd"]),
+            variables=Standardisation(
+                tuple(float(v["mean"]) for v in variables), tuple(float(v["sd"]) for v in variables)
+            ),
+            classes=classes,
+            version=str(about["version"]),
+            heads=tuple(about["heads"]),
+            demonstration=bool(about["demonstration"]),
+            spread={str(k): float(v) for k, v in calibration["spread"].items()},
+            card=(folder / "MODEL_CARD.md").read_text(encoding="utf-8"),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder}/model.json does not fit its recipe ({error}); copy the model folder again.") from None
+    if not len(model.latent_mean) == len(model.latent_sd) == recipe.latent_channels:
+        raise ModelError(f"{folder}/model.json standardises another number of latent channels than the recipe has.")
+    _load_weights(folder, sorted(n for n in about["sha256"] if n.startswith("weights-")), model)
+    return model

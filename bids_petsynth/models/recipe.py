@@ -1,0 +1,220 @@
+"""The recipe of a generative model: which parts it is made of and how it is trained, as a TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bids_petsynth.errors import ModelError
+from bids_petsynth.tables import data_path
+
+Triple = tuple[int, int, int]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GridSpec(_Part):
+    """Shape in voxels and voxel size in mm of the grid on which the PET is born."""
+
+    shape: tuple[Annotated[int, Field(ge=4)], Annotated[int, Field(ge=4)], Annotated[int, Field(ge=4)]]
+    voxel_size: float = Field(gt=0)
+
+
+class CodecSpec(_Part):
+    """Band-limited codec: keeps what lies below ``cutoff`` (cycles/mm) and folds ``fold``³ voxels into channels."""
+
+    kind: Literal["codec"]
+    cutoff: float = Field(gt=0)
+    fold: int = Field(default=2, ge=1)
+
+
+class AutoencoderSpec(_Part):
+    """Trained autoencoder; each level after the first halves the resolution."""
+
+    kind: Literal["autoencoder"]
+    channels: tuple[int, ...] = Field(min_length=2)
+    latent_channels: int = Field(ge=1)
+    blocks: int = Field(default=1, ge=1)
+    groups: int = Field(default=8, ge=1)
+
+
+class FlowSpec(_Part):
+    """Rectified flow: solver, its steps, shift of the time grid towards noise, and the guidance weight."""
+
+    kind: Literal["rectified-flow"]
+    solver: Literal["heun", "euler"] = "heun"
+    steps: int = Field(ge=1)
+    shift: float = Field(default=1.0, gt=0)
+    guidance: float = Field(default=1.0, ge=0)
+
+
+class NetworkSpec(_Part):
+    """Latent U-Net: width of each level, residual blocks per level and direction, embedding width.
+
+    ``residual_sd`` is the expected standard deviation (in units of the standardised latent) of what the painted
+    regional mean leaves unexplained; it scales the network's output.
+    """
+
+    channels: tuple[int, ...] = Field(min_length=1)
+    blocks: int = Field(default=1, ge=1)
+    groups: int = Field(default=8, ge=1)
+    embedding: int = Field(default=192, ge=8)
+    residual_sd: float = Field(default=0.3, gt=0)
+
+
+class VariableSpec(_Part):
+    """A clinical variable by its canonical name, and the transform that makes it roughly normal."""
+
+    name: str
+    transform: Literal["identity", "log"] = "identity"
+
+
+class ConditioningSpec(_Part):
+    """What the synthesis is conditioned on, and how often a variable (or all of them) is withheld in training."""
+
+    images: tuple[Literal["t1w", "labels"], ...] = ("t1w", "labels")
+    variables: tuple[VariableSpec, ...] = ()
+    drop_variable: Probability = 0.15
+    drop_record: Probability = 0.1
+
+    @model_validator(mode="after")
+    def _named_once(self) -> ConditioningSpec:
+        names = [v.name for v in self.variables]
+        if len(set(names)) < len(names):
+            raise ValueError("a variable is listed twice; list each one once")
+        return self
+
+
+class TrainingSpec(_Part):
+    """The loop: AdamW with warm-up and cosine decay, exponential moving average, gradient clipping.
+
+    ``pool`` simulated people, each on their own deformed head and scanned with every tracer, are kept; one is replaced
+    every ``refresh`` steps.
+    """
+
+    steps: int = Field(ge=1)
+    batch: int = Field(default=4, ge=1)
+    rate: float = Field(default=1e-3, gt=0)
+    warmup: int = Field(default=50, ge=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    ema: float = Field(default=0.995, ge=0, lt=1)
+    clip: float = Field(default=1.0, gt=0)
+    seed: int = Field(default=0, ge=0)
+    pool: int = Field(default=100, ge=1)
+    refresh: int = Field(default=2, ge=1)
+
+
+class Recipe(_Part):
+    """All choices that make a model; read one with :func:`load_recipe`."""
+
+    name: str
+    title: str
+    source: str
+    grid: GridSpec
+    space: CodecSpec | AutoencoderSpec = Field(discriminator="kind")
+    process: FlowSpec
+    network: NetworkSpec
+    conditioning: ConditioningSpec
+    tracers: tuple[str, ...] = Field(min_length=1)
+    n_draws: int = Field(default=8, ge=1)
+    training: TrainingSpec
+
+    @property
+    def fold(self) -> int:
+        """Voxels of the band-limited grid per latent voxel and axis (1 for an autoencoder)."""
+        return self.space.fold if isinstance(self.space, CodecSpec) else 1
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latent."""
+        return self.space.fold**3 if isinstance(self.space, CodecSpec) else self.space.latent_channels
+
+    @property
+    def ratio(self) -> int:
+        """Voxels of the model grid per latent voxel and axis."""
+        if isinstance(self.space, CodecSpec):
+            return round(self.space.fold / (2 * self.space.cutoff * self.grid.voxel_size))
+        return 2 ** (len(self.space.channels) - 1)
+
+    @property
+    def latent_shape(self) -> Triple:
+        """Spatial shape of the latent."""
+        return tuple(n // self.ratio for n in self.grid.shape)
+
+    @property
+    def label_pool(self) -> int:
+        """Model-grid voxels per axis averaged into one voxel of label probabilities (half the latent's ratio)."""
+        return max(1, self.ratio // 2)
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> Recipe:
+        if isinstance(self.space, CodecSpec):
+            exact = self.space.fold / (2 * self.space.cutoff * self.grid.voxel_size)
+            if abs(exact - round(exact)) > 1e-6 or round(exact) < self.space.fold:
+                raise ValueError(
+                    "space.cutoff: fold / (2 · cutoff · voxel_size) must be a whole number, at least fold; change cutoff"
+                )
+        multiple = self.ratio * 2 ** (len(self.network.channels) - 1)
+        if any(n % multiple for n in self.grid.shape):
+            raise ValueError(
+                f"grid.shape: every extent must be a multiple of {multiple} for this space and network; "
+                "change it, or use fewer network.channels"
+            )
+        if any(c % self.network.groups for c in self.network.channels):
+            raise ValueError("network.channels: each must be a multiple of network.groups; change one of them")
+        if len(set(self.tracers)) < len(self.tracers):
+            raise ValueError("tracers: one is listed twice; list each one once")
+        return self
+
+
+def parse_recipe(text: str, where: str) -> Recipe:
+    """A recipe from TOML text; ``where`` names it in messages.
+
+    Raises
+    ------
+    ModelError
+        With the field and the remedy.
+    """
+    try:
+        return Recipe.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ModelError(f"{where} is not valid TOML ({error}); correct it there.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "no such field; correct its name or remove it"
+        elif first["type"] == "missing":
+            message = "the field is missing; add it"
+        raise ModelError(f"Recipe {where}: {field + ': ' if field else ''}{message}.") from None
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """A built-in recipe by name, or one from a TOML file.
+
+    Raises
+    ------
+    ModelError
+        If there is none, or it does not hold together.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        path = data_path("recipes", f"{name}.toml")
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in data_path("recipes").glob("*.toml")))
+        raise ModelError(f"There is no recipe {name}; name one of {known}, or a TOML file.")
+    return parse_recipe(path.read_text(encoding="utf-8"), str(name))
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as TOML, every default written out."""
+    import tomli_w
+
+    return tomli_w.dumps(recipe.model_dump(mode="json"))

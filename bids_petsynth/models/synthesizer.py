@@ -1,0 +1,180 @@
+"""From one head, one record and a tracer to draws of the PET scan that was never made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bids_petsynth.errors import InputError, UsageError
+from bids_petsynth.models.conditioning import Readable, record_matrix, standardise, tracer_index
+from bids_petsynth.models.denoiser import Condition, Sources, fast_autocast
+from bids_petsynth.models.folder import Model, load_model
+from bids_petsynth.models.process import SOLVERS, guided, shifted_grid
+from bids_petsynth.tables import data_path
+from bids_petsynth.types import Anatomy, ClinicalRecord
+
+#: Draws that go through the network together: bounds the memory, does not change the result's noise.
+TOGETHER = 8
+
+
+def choose_device(name: str) -> str:
+    """``cpu``, ``cuda`` or ``cuda:N``; ``auto`` takes a GPU if there is one.
+
+    Raises
+    ------
+    UsageError
+        If a GPU is asked for where there is none, or the name is unknown.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise UsageError(f"Unknown device {name}; use cpu, cuda, cuda:N or auto.")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"The device {name} was asked for, but torch sees no such GPU here; in a container start Docker with --gpus all "
+            "or Apptainer with --nv, or use --device cpu."
+        )
+    return name
+
+
+def pool_labels(probabilities: np.ndarray, factor: int) -> Tensor:
+    """Label probabilities ``(C, X, Y, Z)`` averaged to ``(1, C, X/factor, …)`` float32, class by class to save memory."""
+    classes = (torch.from_numpy(np.ascontiguousarray(p)).float()[None, None] for p in probabilities)
+    return torch.cat([F.avg_pool3d(p, factor) for p in classes], dim=1)
+
+
+class Synthesizer:
+    """A loaded model on a device.
+
+    Examples
+    --------
+    >>> draws = Synthesizer.load().draw(anatomy, record, tracer="AV45")  # doctest: +SKIP
+    """
+
+    def __init__(self, model: Model, device: str = "cpu"):
+        self.model, self.device = model, choose_device(device)
+        self.denoiser = model.denoiser.to(self.device).eval()
+        self.space = model.space.to(self.device).eval()
+        self._mean = torch.tensor(model.latent_mean, device=self.device).view(1, -1, 1, 1, 1)
+        self._sd = torch.tensor(model.latent_sd, device=self.device).view(1, -1, 1, 1, 1)
+
+    @classmethod
+    def load(cls, folder: Path | None = None, device: str = "cpu") -> Synthesizer:
+        """Load a model folder; the built-in demonstration model if None.
+
+        Raises
+        ------
+        ModelError
+            If the folder is incomplete, damaged, or from a newer version.
+        UsageError
+            If the device does not exist.
+        """
+        device = choose_device(device)
+        return cls(load_model(data_path("models", "petsynth-demo") if folder is None else Path(folder)), device)
+
+    @property
+    def tracers(self) -> tuple[str, ...]:
+        """Tracers that the model can synthesise."""
+        return self.model.recipe.tracers
+
+    def used_variables(self, record: ClinicalRecord) -> Mapping[str, str]:
+        """Name → status (``found``, ``converted``, ``computed``, ``missing``) of the variables the model is conditioned on."""
+        names = [spec.name for spec in self.model.recipe.conditioning.variables]
+        status = {n: record.values[n].status if record.get(n) is not None else "missing" for n in names}
+        known = record_matrix([record], self.model.recipe.conditioning.variables)[0].isfinite().tolist()
+        return {n: status[n] if usable else "missing" for n, usable in zip(names, known, strict=True)}
+
+    def check_tracer(self, tracer: str) -> None:
+        """Raise UsageError if the model was not trained on ``tracer``."""
+        if tracer not in self.tracers:
+            known = ", ".join(self.tracers)
+            raise UsageError(f"The model {self.model.recipe.name} does not know the tracer {tracer}; it knows {known}.")
+
+    def draw(
+        self, anatomy: Anatomy, record: ClinicalRecord, tracer: str, n_draws: int | None = None, seed: int = 0
+    ) -> np.ndarray:
+        """Draw ``n_draws`` scans (the recipe's number if None).
+
+        Parameters
+        ----------
+        anatomy
+            On the model's grid.
+        record
+            Missing variables are replaced by the model's learned nulls, which widens the draws.
+        seed
+            The noise depends on it, the tracer and the draw's number only, not on device or batch.
+
+        Returns
+        -------
+        ndarray
+            ``(n_draws, X, Y, Z)`` float32 in SUVR, calibrated: deviations from the draws' mean carry the model's spread factor.
+
+        Raises
+        ------
+        UsageError
+            If the model does not know the tracer.
+        InputError
+            If the anatomy does not lie on the model's grid.
+        """
+        self.check_tracer(tracer)
+        recipe = self.model.recipe
+        shape = tuple(recipe.grid.shape)
+        if anatomy.t1w.shape != shape or anatomy.probabilities.shape != (self.model.classes, *shape):
+            raise InputError(
+                f"The T1w lies on a grid of {anatomy.t1w.shape} voxels with {len(anatomy.probabilities)} classes, the model "
+                f"takes {shape} with {self.model.classes}; align the T1w to the model's grid first."
+            )
+        t1w = torch.from_numpy(np.ascontiguousarray(anatomy.t1w, dtype=np.float32))[None]
+        labels = pool_labels(anatomy.probabilities, recipe.label_pool)
+        draws = self.sample(t1w, labels, record, tracer, n_draws or recipe.n_draws, seed)
+        spread = self.model.spread.get(tracer, 1.0)
+        if len(draws) > 1 and spread != 1.0:
+            mean = draws.mean(0)
+            draws = mean + spread * (draws - mean)
+        return draws
+
+    @torch.inference_mode()
+    def sample(self, t1w: Tensor, labels: Tensor, record: Readable, tracer: str, n: int, seed: int) -> np.ndarray:
+        """Uncalibrated draws ``(n, X, Y, Z)`` from prepared images of one head (see ``Denoiser.prepare``)."""
+        recipe = self.model.recipe
+        values, mask = standardise(record_matrix([record], recipe.conditioning.variables), self.model.variables)
+        noise = self._noise(tracer, n, seed)
+        out = np.empty((n, *recipe.grid.shape), np.float32)
+        with fast_autocast(self.device):
+            sources = self.denoiser.prepare(t1w.to(self.device), labels.to(self.device))
+            for first in range(0, n, TOGETHER):
+                x = noise[first : first + TOGETHER].to(self.device)
+                tracers = torch.full((len(x),), tracer_index(tracer))
+                parts = (values.expand(len(x), -1), mask.expand(len(x), -1), tracers)
+                latents = self._integrate(x, sources, Condition(*(part.to(self.device) for part in parts)))
+                for i, latent in enumerate(latents):
+                    with torch.autocast(self.device.split(":")[0], enabled=False):
+                        out[first + i] = self.space.decode(latent[None] * self._sd + self._mean)[0].cpu().numpy()
+        return out
+
+    def _noise(self, tracer: str, n: int, seed: int) -> Tensor:
+        """Standard normal noise, drawn on the CPU draw by draw, so that draw k is the same whatever n is."""
+        digest = hashlib.sha256(f"{seed}:{tracer}".encode()).digest()
+        rng = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        shape = (self.model.recipe.latent_channels, *self.model.recipe.latent_shape)
+        return torch.stack([torch.randn(shape, generator=rng) for _ in range(n)])
+
+    def _integrate(self, x: Tensor, sources: Sources, condition: Condition) -> Tensor:
+        process = self.model.recipe.process
+        unknown = condition.without_record()
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            times = t.float().to(x.device).expand(len(x))
+            v = self.denoiser(x, times, sources, condition)
+            if process.guidance == 1.0:
+                return v
+            return guided(v, self.denoiser(x, times, sources, unknown), process.guidance)
+
+        return SOLVERS[process.solver](velocity, x, shifted_grid(process.steps, process.shift))

@@ -1,0 +1,68 @@
+"""Predictive intervals from a few draws.
+
+M draws of one person's scan are M samples of what the scan could have been, and the scan itself would be one more. So
+its predictive interval of level ``1 - α`` is ``mean ± t_{M-1, 1-α/2} · s · √(1 + 1/M)`` (Student-t; Hahn & Meeker,
+*Statistical Intervals*, section 4.7): it has its nominal coverage for normal draws however few they are. A model whose
+draws spread too little or too much on held-out people carries a spread factor in its calibration, which multiplies the
+half-width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the draws say about one figure.
+
+    ``sd`` is the spread of the draws as they are; ``interval80`` and ``interval95`` are predictive intervals. All three
+    are None where there is a single draw.
+    """
+
+    mean: float
+    sd: float | None
+    interval80: tuple[float, float] | None
+    interval95: tuple[float, float] | None
+
+
+def predictive(samples: np.ndarray, spread_factor: float = 1.0) -> Estimate:
+    """Mean, spread and Student-t predictive intervals of one more sample like those given.
+
+    Parameters
+    ----------
+    samples
+        ``(M,)``; with M = 1 only the mean is known.
+    spread_factor
+        Multiplies the half-widths.
+    """
+    mean = float(np.mean(samples))
+    scale = _scale(samples, spread_factor)
+    if scale is None:
+        return Estimate(mean, None, None, None)
+    widths = [float(stdtrit(len(samples) - 1, 0.5 + level / 2)) * scale for level in (0.80, 0.95)]
+    eighty, ninety_five = ((mean - width, mean + width) for width in widths)
+    return Estimate(mean, float(np.std(samples, ddof=1)), eighty, ninety_five)
+
+
+def probability_above(samples: np.ndarray, threshold: float, spread_factor: float = 1.0) -> float | None:
+    """Probability that one more sample exceeds a threshold, from the same Student-t; None with a single sample."""
+    scale = _scale(samples, spread_factor)
+    if scale is None:
+        return None
+    distance = float(np.mean(samples)) - threshold
+    if scale == 0:
+        return float(distance >= 0)
+    return float(stdtr(len(samples) - 1, distance / scale))
+
+
+def _scale(samples: np.ndarray, spread_factor: float) -> float | None:
+    """Scale of the predictive Student-t with M - 1 degrees of freedom; None with a single sample."""
+    count = len(samples)
+    if count < 2:
+        return None
+    return spread_factor * float(np.std(samples, ddof=1)) * math.sqrt(1 + 1 / count)

@@ -1,0 +1,1 @@
+"""People, anatomy, uptake, scanner and plasma that do not exist: everything here is simulated and says so."""

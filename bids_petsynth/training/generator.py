@@ -1,0 +1,296 @@
+"""Training of a generator on simulated pairs, from prepared arrays of real heads.
+
+``python -m bids_petsynth.training.generator ARRAYS OUT --minutes 45`` trains on all heads but the unseen ones, validates
+on those with the real sampler, calibrates the spread of the draws, and writes the model folder ``OUT/model``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from bids_petsynth.anatomy.regions import regions
+from bids_petsynth.errors import UsageError
+from bids_petsynth.models.autoencoder import build_space
+from bids_petsynth.models.conditioning import (
+    fit_standardisation,
+    record_matrix,
+    standardise,
+    tracer_index,
+    withhold,
+)
+from bids_petsynth.models.denoiser import Condition, Denoiser, fast_autocast, flow_loss, parameters_in_millions
+from bids_petsynth.models.folder import Model, save_model
+from bids_petsynth.models.process import interpolate, training_times
+from bids_petsynth.models.recipe import AutoencoderSpec, Recipe, load_recipe
+from bids_petsynth.models.synthesizer import Synthesizer
+from bids_petsynth.training.labelling import UNSEEN
+from bids_petsynth.training.loop import Loop, Loss, State
+from bids_petsynth.training.pairs import Heads, Pool, Record, SimulatedCase, load_heads, simulate_case
+
+#: People in the pool when training starts (they must be simulated first), and those whose latents are standardised.
+FIRST_PEOPLE, STANDARDISED_PEOPLE = 16, 12
+#: Composite whose SUVR is followed: cortex where amyloid and tau gather.
+CORTEX_LOBES = ("frontal", "parietal", "temporal", "cingulate")
+EVALUATION_SEED, CALIBRATION_PEOPLE = 1_000_000, 8
+
+
+def build_model(recipe: Recipe, pool: Pool, records: Sequence[Record], classes: int, heads: Sequence[str]) -> Model:
+    """An untrained model with the standardisation fitted to simulated examples."""
+    torch.manual_seed(recipe.training.seed)
+    latents = pool.latents(STANDARDISED_PEOPLE)
+    return Model(
+        recipe=recipe,
+        denoiser=Denoiser(recipe, classes),
+        space=build_space(recipe),
+        latent_mean=tuple(latents.mean((0, 2, 3, 4)).tolist()),
+        latent_sd=tuple(latents.std((0, 2, 3, 4)).tolist()),
+        variables=fit_standardisation(record_matrix(records, recipe.conditioning.variables)),
+        classes=classes,
+        version=date.today().isoformat(),
+        heads=tuple(heads),
+        demonstration=True,
+    )
+
+
+def pair_loss(model: Model, pool: Pool, device: str) -> Loss:
+    """Loss of a training step: the flow's velocity at random times on a batch of the pool."""
+    recipe, net = model.recipe, model.denoiser
+    mean = torch.tensor(model.latent_mean).view(1, -1, 1, 1, 1)
+    sd = torch.tensor(model.latent_sd).view(1, -1, 1, 1, 1)
+    spec = recipe.conditioning
+
+    def loss(step: int, rng: Generator) -> Tensor:
+        batch = pool.batch(step, recipe.training.batch, rng)
+        data = (batch.latents - mean) / sd
+        noise = torch.randn(data.shape, generator=rng)
+        t = training_times(len(data), recipe.process.shift, rng)
+        values, mask = standardise(record_matrix(batch.records, spec.variables), model.variables)
+        mask = withhold(mask, spec.drop_variable, spec.drop_record, rng)
+        tracers = torch.tensor([tracer_index(name) for name in batch.tracers])
+        condition = Condition(values.to(device), mask.to(device), tracers.to(device))
+        with fast_autocast(device):
+            sources = net.prepare(batch.t1w.to(device), batch.labels.to(device))
+            x = interpolate(data, noise, t).to(device)
+            return flow_loss(net, x, t.to(device), (noise - data).to(device), sources, condition).mean()
+
+    return loss
+
+
+def region_means(volumes: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Mean of ``(M, X, Y, Z)`` in each class of ``(X, Y, Z)``: ``(M, classes)``, NaN where a region is absent."""
+    flat, n = classes.ravel(), len(regions()) + 1
+    size = np.bincount(flat, minlength=n)[:n]
+    sums = np.stack([np.bincount(flat, weights=v.ravel(), minlength=n)[:n] for v in volumes])
+    return np.where(size > 20, sums / np.maximum(size, 1), np.nan)
+
+
+def cortex(means: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Volume-weighted mean over cortical regions of region means ``(M, classes)``."""
+    index = [r.index for r in regions() if r.tissue == "gm" and r.lobe in CORTEX_LOBES]
+    size = np.bincount(classes.ravel(), minlength=len(regions()) + 1)[index]
+    return np.nansum(means[:, index] * size, axis=1) / size.sum()
+
+
+def spread_factor(truth: np.ndarray, draws: np.ndarray) -> float:
+    """Factor on the draws' deviations that makes their spread equal their error.
+
+    Parameters
+    ----------
+    truth
+        ``(cases, regions)``.
+    draws
+        ``(cases, M, regions)``.
+
+    Notes
+    -----
+    The mean of M exchangeable draws misses the truth by a variance of (1 + 1/M) σ² (Fortin et al., J. Hydrometeorol. 15
+    (2014) 1708). Kept within a factor of 3.
+    """
+    m = draws.shape[1]
+    error = np.nanmean((truth - draws.mean(1)) ** 2) * m / (m + 1)
+    return float(np.clip(np.sqrt(error / np.nanmean(draws.var(1, ddof=1))), 1 / 3, 3))
+
+
+def evaluate(
+    synthesizer: Synthesizer, cases: Sequence[SimulatedCase], n_draws: int
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Figures per tracer on simulated cases, and the spread factor of each tracer.
+
+    Figures: mean absolute error and bias of regional SUVR (mean over draws), the error of the mean over all cases
+    as a predictor, cortical SUVR of the negative and positive cases, true and synthetic, voxel correlation in the brain.
+    """
+    figures, spread = {}, {}
+    for tracer in synthesizer.tracers:
+        truth, drawn, composite, correlation = [], [], [], []
+        for number, case in enumerate(cases):
+            volumes = synthesizer.sample(case.t1w[None], case.labels[None], case.record, tracer, n_draws, number)
+            classes, scan = case.classes.numpy(), case.pet[tracer].numpy()
+            means, true = region_means(volumes, classes)[:, 1:], region_means(scan[None], classes)[:, 1:]
+            truth.append(true[0])
+            drawn.append(means)
+            pad = [(0, 0), (1, 0)]
+            composite.append([cortex(np.pad(v, pad), classes).mean() for v in (true, means)])
+            brain = (classes > 0) & (classes <= len(regions()))
+            correlation.append(np.corrcoef(volumes.mean(0)[brain], scan[brain])[0, 1])
+        y, d, both = np.stack(truth), np.stack(drawn), np.array(composite)
+        positive = np.array([case.truth["centiloid"] > 50 for case in cases])
+        spread[tracer] = spread_factor(y, d)
+        error = d.mean(1) - y
+        row = {
+            "mae": float(np.nanmean(np.abs(error))),
+            "bias": float(np.nanmean(error)),
+            "mae_of_mean": float(np.nanmean(np.abs(np.nanmean(y, 0) - y))),
+            "voxel_r": float(np.mean(correlation)),
+        }
+        for name, group in (("negative", ~positive), ("positive", positive)):
+            if group.any():
+                row |= {f"true_{name}": float(both[group, 0].mean()), f"synthetic_{name}": float(both[group, 1].mean())}
+        figures[tracer] = row
+    return figures, spread
+
+
+def evaluation_cases(heads: Heads, recipe: Recipe, n: int) -> list[SimulatedCase]:
+    """``n`` simulated people on the given heads, alternately clearly amyloid-negative and -positive, not augmented."""
+    cases: list[SimulatedCase] = []
+    number = 0
+    while len(cases) < n:
+        # only the person decides, so the tracers are simulated for those that are kept
+        case = simulate_case(heads, (), recipe.grid.voxel_size, EVALUATION_SEED, number, augment=False)
+        load = case.truth["centiloid"]
+        if (load > 50) if len(cases) % 2 else (load < 15):
+            args = (heads, recipe.tracers, recipe.grid.voxel_size, EVALUATION_SEED, number)
+            cases.append(simulate_case(*args, augment=False))
+        number += 1
+    return cases
+
+
+def model_card(model: Model, figures: dict[str, dict[str, float]], minutes: float, steps: int, unseen: Sequence[str]) -> str:
+    """``MODEL_CARD.md`` filled from the run."""
+    recipe = model.recipe
+    rows = [
+        f"| {tracer} | {f['mae']:.3f} | {f['mae_of_mean']:.3f} | {f['bias']:+.3f} | {f['voxel_r']:.3f} | "
+        f"{f.get('true_negative', np.nan):.2f} / {f.get('synthetic_negative', np.nan):.2f} | "
+        f"{f.get('true_positive', np.nan):.2f} / {f.get('synthetic_positive', np.nan):.2f} | {model.spread[tracer]:.2f} |"
+        for tracer, f in figures.items()
+    ]
+    columns = "\n".join(f"- `{spec.name}` ({spec.transform})" for spec in recipe.conditioning.variables)
+    return f"""# Model card: {recipe.name} (demonstration)
+
+**This is a demonstration model. It was trained on simulated PET only and has never seen a real PET scan.** Its output
+looks like PET and follows the simulation's rules; it says nothing about a patient. Never use it for diagnosis, treatment
+or scientific conclusions about people. A model trained on a site's own paired scans takes its place with `--model`.
+
+## What it is
+{recipe.title}. {parameters_in_millions(model.denoiser):.1f} million parameters. Sources: {recipe.source}.
+
+## Training data
+- Anatomy: T1w scans of {len(model.heads)} people of the IXI data set (https://brain-development.org/ixi-dataset/), licence
+  CC BY-SA 3.0: {", ".join(model.heads)}. Never seen, kept for evaluation: {", ".join(unseen)}.
+- PET, blood and clinical values: simulated (`bids_petsynth.simulation`), no real ones.
+- The weights derive from those scans and are shared under CC BY-SA 3.0 too.
+
+## Tracers
+{", ".join(recipe.tracers)}, in SUVR on a grid of {" × ".join(map(str, recipe.grid.shape))} voxels of {recipe.grid.voxel_size:g} mm.
+
+## Conditioning
+T1w, label probabilities, tracer, and of the record (any may be missing; simulated on the scale of the assay that is named):
+
+{columns}
+
+## Figures on simulated people with unseen heads
+Regional SUVR over all regions; the baseline predicts every region's mean over the same people.
+
+| tracer | MAE | MAE of baseline | bias | voxel r | cortex, negative: true / synthetic | positive: true / synthetic | spread factor |
+|---|---|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+They verify the software on its own simulation; they are no evidence on real scans.
+
+## Training
+`python -m bids_petsynth.training.generator ARRAYS OUT --recipe {recipe.name} --minutes {minutes:g}`: {steps} steps of
+{recipe.training.batch} examples, seed {recipe.training.seed}, finished {model.version}.
+"""
+
+
+def train(arrays: Path, out: Path, recipe: Recipe, minutes: float | None, resume: bool, device: str, validate: float) -> None:
+    """Train, calibrate and write ``out/model``; ``out`` keeps checkpoint, logs and figures."""
+    if isinstance(recipe.space, AutoencoderSpec):
+        raise UsageError(
+            f"The recipe {recipe.name} needs a trained autoencoder before its generator; use a recipe with a codec."
+        )
+    heads = load_heads(arrays, recipe)
+    seen, unseen = heads.select(lambda name: name not in UNSEEN), heads.select(lambda name: name in UNSEEN)
+    spec = recipe.training
+    space = build_space(recipe)
+    pool = Pool(
+        lambda number: simulate_case(seen, recipe.tracers, recipe.grid.voxel_size, spec.seed, number),
+        space.encode,
+        FIRST_PEOPLE,
+        spec.pool,
+        spec.refresh,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    model = build_model(recipe, pool, many_records(2000, spec.seed), heads.probabilities.shape[1], seen.names)
+    model.denoiser.to(device)
+    print(f"first people simulated in {time.monotonic() - start:.0f} s", flush=True)
+    loop = Loop(model.denoiser, pair_loss(model, pool, device), spec, out, minutes)
+    if resume:
+        loop.resume()
+    watched = evaluation_cases(unseen, recipe, 2) if validate else []
+
+    def pause(state: State) -> None:
+        average = replace(model, denoiser=loop.ema)
+        save_model(average, out / "model")
+        if watched:
+            figures, _ = evaluate(Synthesizer(average, device), watched, 2)
+            line = {"step": state.step, "minutes": round(state.elapsed / 60, 1), "figures": figures}
+            with (out / "validation.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    loop.run(every=20, pause=pause, pause_minutes=validate or 10.0)
+    trained = replace(model, denoiser=loop.ema)
+    figures, spread = evaluate(Synthesizer(trained, device), evaluation_cases(unseen, recipe, CALIBRATION_PEOPLE), 4)
+    trained = replace(trained, spread=spread)
+    card = model_card(trained, figures, loop.state.elapsed / 60, loop.state.step, unseen.names)
+    save_model(replace(trained, card=card), out / "model")
+    (out / "figures.json").write_text(json.dumps({"figures": figures, "spread": spread}, indent=2) + "\n")
+
+
+def many_records(n: int, seed: int) -> list[Record]:
+    """Records of ``n`` simulated people, for the standardisation of variables."""
+    from bids_petsynth.simulation.person import draw_people
+    from bids_petsynth.simulation.plasma import draw_plasma
+
+    rng = np.random.default_rng([seed, n])
+    people = draw_people(n, rng)
+    plasma = draw_plasma(people, rng)
+    return [people.row(i) | {name: float(v[i]) for name, v in plasma.items()} for i in range(n)]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("arrays", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--recipe", default="petsynth")
+    parser.add_argument("--minutes", type=float, help="time for the training steps; by default the recipe's steps")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--validate", type=float, default=10.0, help="minutes between validations, 0 for none")
+    args = vars(parser.parse_args(argv))
+    train(**args | {"recipe": load_recipe(args["recipe"])})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""Fresh pairs for the generator: real heads, deformed and turned, with simulated people's PET, made while training.
+
+Every simulated person is made from ``(seed, number)`` alone, so a resumed run sees the same ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from bids_petsynth.errors import UsageError
+from bids_petsynth.models.recipe import Recipe
+from bids_petsynth.training.augment import chance, normal, random_curve, rotation, smooth_field, uniform
+
+Record = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Prepared heads on the model grid.
+
+    Attributes
+    ----------
+    t1w
+        ``(H, X, Y, Z)`` float16, white matter median 1.
+    classes
+        ``(H, X, Y, Z)`` uint8: the labels that PET is simulated from; values above the regions lie outside the brain.
+    probabilities
+        ``(H, C, X/p, Y/p, Z/p)`` uint8: the labelling network's probabilities × 255, averaged over ``p``³ voxels.
+    names
+        Name of each head.
+    """
+
+    t1w: np.ndarray
+    classes: np.ndarray
+    probabilities: np.ndarray
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def select(self, keep: Callable[[str], bool]) -> Heads:
+        """The heads whose name ``keep`` accepts."""
+        which = [i for i, name in enumerate(self.names) if keep(name)]
+        names = tuple(self.names[i] for i in which)
+        return Heads(self.t1w[which], self.classes[which], self.probabilities[which], names)
+
+
+def load_heads(path: Path, recipe: Recipe) -> Heads:
+    """Read prepared arrays (npz with ``t1w``, ``classes``, ``probabilities``, ``names``).
+
+    Raises
+    ------
+    UsageError
+        If an array is missing or does not fit the recipe's grid.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        missing = {"t1w", "classes", "probabilities", "names"} - set(file.files)
+        if missing:
+            raise UsageError(f"{path} lacks the array {min(missing)}; prepare the heads again.")
+        heads = Heads(file["t1w"], file["classes"], file["probabilities"], tuple(map(str, file["names"])))
+    pooled = tuple(n // recipe.label_pool for n in recipe.grid.shape)
+    if heads.t1w.shape[1:] != tuple(recipe.grid.shape) or heads.probabilities.shape[2:] != pooled:
+        raise UsageError(
+            f"{path} holds heads of {heads.t1w.shape[1:]} and probabilities of {heads.probabilities.shape[2:]} voxels where "
+            f"the recipe {recipe.name} asks for {tuple(recipe.grid.shape)} and {pooled}; prepare the heads for this recipe."
+        )
+    return heads
+
+
+@dataclass(frozen=True)
+class SimulatedCase:
+    """One simulated person on one deformed head: inputs, record and true scans.
+
+    ``pet`` maps tracers to ``(X, Y, Z)`` SUVR; ``truth`` holds traits that no model sees (``centiloid`` …).
+    """
+
+    head: str
+    t1w: Tensor
+    classes: Tensor
+    labels: Tensor
+    record: Record
+    truth: Record
+    pet: Mapping[str, Tensor]
+
+
+def _shape_and_person(
+    classes: Tensor, coordinates: Tensor, voxel_size: float, rng: np.random.Generator, generator: Generator
+) -> tuple[object, Record, Record, Tensor]:
+    """A simulated person, their record and traits, and the head's coordinates deformed to their anatomy."""
+    from bids_petsynth.simulation.anatomy import deform, log_volume_factors
+    from bids_petsynth.simulation.person import draw_people
+    from bids_petsynth.simulation.plasma import draw_plasma
+
+    people = draw_people(1, rng)
+    truth = people.row(0)
+    plasma = {name: float(value[0]) for name, value in draw_plasma(people, rng).items()}
+    record = {name: truth[name] for name in ("age", "sex", "education", "apoe4", "mmse")} | plasma
+    marked = torch.cat([coordinates, torch.ones(1, *classes.shape)])[None]
+    moved, _ = deform(marked, classes[None], log_volume_factors(people), generator, people.head_size, voxel_size)
+    return people, record, truth, _divided(moved[0])
+
+
+def _scan(classes: Tensor, people: object, tracer: str, generator: Generator, voxel_size: float) -> Tensor:
+    """A simulated scan in SUVR: the one place that calls the simulation's scanner."""
+    from bids_petsynth.simulation.scanner import simulate_pet
+
+    return simulate_pet(classes[None].long(), people, tracer, generator, voxel_size=voxel_size, noise=True)[0].float()
+
+
+def identity_coordinates(shape: Sequence[int]) -> Tensor:
+    """``(3, X, Y, Z)`` coordinates z, y, x in [-1, 1] as grid_sample takes them (``align_corners=False``)."""
+    return F.affine_grid(torch.eye(3, 4)[None], [1, 1, *shape], align_corners=False)[0].permute(3, 0, 1, 2)
+
+
+def jitter(coordinates: Tensor, rng: Generator) -> Tensor:
+    """The same map after a small turn (SD 2.5°), shift (SD 1.5 % of the field of view) and, half the time, a mirror image."""
+    shape = coordinates.shape[1:]
+    turn = rotation(normal(rng, 3).clamp(-2, 2) * math.radians(2.5))
+    mirror = torch.tensor([1.0, 1.0, -1.0 if chance(rng, 0.5) else 1.0])
+    extent = torch.tensor(shape[::-1], dtype=torch.float32)
+    # angles hold in voxels, grid_sample's coordinates are shares of each extent
+    matrix = (turn * mirror) * extent[None] / extent[:, None]
+    affine = torch.cat([matrix, (0.03 * normal(rng, 3, 1)).clamp(-0.06, 0.06)], dim=1)
+    grid = F.affine_grid(affine[None], [1, 1, *shape], align_corners=False)
+    marked = torch.cat([coordinates, torch.ones(1, *shape)])[None]
+    return _divided(F.grid_sample(marked, grid, "bilinear", "zeros", align_corners=False)[0])
+
+
+def _divided(marked: Tensor) -> Tensor:
+    """Coordinates interpolated with zeros outside, with a channel of ones that tells where that was: far away there."""
+    return torch.where(marked[3:] > 0.5, marked[:3] / marked[3:].clamp(min=0.5), 2.0)
+
+
+def pull(image: Tensor, coordinates: Tensor, mode: str = "bilinear") -> Tensor:
+    """``image (C, X, Y, Z)`` read at ``coordinates (3, x, y, z)``; 0 outside."""
+    grid = coordinates.permute(1, 2, 3, 0)[None]
+    return F.grid_sample(image[None].float(), grid, mode, "zeros", align_corners=False)[0]
+
+
+def vary_intensity(t1w: Tensor, rng: Generator) -> Tensor:
+    """Another scanner's contrast: a monotone curve half the time, a little gamma, bias and noise; white matter stays near 1."""
+    if chance(rng, 0.3):
+        curve = random_curve(torch.cat([t1w.flatten() / 1.6, torch.tensor([1 / 1.6])]), rng)
+        curved = (curve[:-1] / curve[-1].clamp(min=0.2)).view_as(t1w)
+        t1w = 0.5 * t1w + 0.5 * curved
+    t1w = t1w.clamp(min=0) ** math.exp(0.12 * normal(rng, 1).clamp(-2, 2).item())
+    t1w = t1w * torch.exp(uniform(rng, 0.0, 0.08) * smooth_field(rng, tuple(t1w.shape), (4, 4, 4))[0, 0])
+    return t1w * uniform(rng, 0.96, 1.04) + uniform(rng, 0.0, 0.03) * normal(rng, *t1w.shape)
+
+
+def simulate_case(
+    heads: Heads, tracers: Sequence[str], voxel_size: float, seed: int, number: int, augment: bool = True
+) -> SimulatedCase:
+    """The ``number``-th simulated person of a seed, on one of the heads, scanned with every tracer."""
+    rng = np.random.default_rng([seed, number])
+    generator = Generator().manual_seed(int(rng.integers(2**62)))
+    # every head once before any comes again
+    turn, place = divmod(number, len(heads))
+    pick = int(np.random.default_rng([seed, turn]).permutation(len(heads))[place])
+    classes = torch.from_numpy(heads.classes[pick].astype(np.int64))
+    identity = identity_coordinates(classes.shape)
+    people, record, truth, coordinates = _shape_and_person(classes, identity, voxel_size, rng, generator)
+    if augment:
+        coordinates = jitter(coordinates, generator)
+    t1w = pull(torch.from_numpy(heads.t1w[pick])[None], coordinates)[0]
+    moved = pull(classes[None], coordinates, "nearest")[0].round().long()
+    probabilities = torch.from_numpy(heads.probabilities[pick]).float() / 255
+    coarse = F.avg_pool3d(coordinates[None], classes.shape[0] // probabilities.shape[1])[0]
+    labels = pull(probabilities, coarse)
+    labels[0] = (1 - labels[1:].sum(0)).clamp(min=0)
+    if augment:
+        t1w = vary_intensity(t1w, generator)
+    pet = {tracer: _scan(moved, people, tracer, generator, voxel_size) for tracer in tracers}
+    return SimulatedCase(heads.names[pick], t1w, moved, labels, record, truth, pet)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``t1w (N, X, Y, Z)``, ``labels (N, C, …)``, ``latents (N, c, x, y, z)``, records and tracer names of N examples."""
+
+    t1w: Tensor
+    labels: Tensor
+    latents: Tensor
+    records: tuple[Record, ...]
+    tracers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    t1w: Tensor
+    labels: Tensor
+    latents: Mapping[str, Tensor]
+    record: Record
+
+
+class Pool:
+    """The simulated people that training draws from; it moves on by one person every ``refresh`` steps.
+
+    Parameters
+    ----------
+    make
+        Number → case.
+    encode
+        ``(N, X, Y, Z)`` SUVR → latents.
+    start, size, refresh
+        People at the first step, at most, and steps per new person.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], SimulatedCase],
+        encode: Callable[[Tensor], Tensor],
+        start: int,
+        size: int,
+        refresh: int,
+    ):
+        self._make, self._encode = make, encode
+        self._start, self._size, self._refresh = min(start, size), size, refresh
+        self._kept: OrderedDict[int, _Stored] = OrderedDict()
+
+    def numbers(self, step: int) -> range:
+        """Numbers of the people in the pool at ``step``."""
+        end = self._start + step // self._refresh
+        return range(max(0, end - self._size), end)
+
+    @torch.no_grad()
+    def _case(self, number: int) -> _Stored:
+        if number not in self._kept:
+            case = self._make(number)
+            latents = self._encode(torch.stack(list(case.pet.values()))).half()
+            self._kept[number] = _Stored(
+                case.t1w.half(), (case.labels * 255).round().byte(), dict(zip(case.pet, latents, strict=True)), case.record
+            )
+        return self._kept[number]
+
+    def latents(self, n: int) -> Tensor:
+        """All latents of the first ``n`` people, for standardisation."""
+        return torch.cat([torch.stack(list(self._case(k).latents.values())).float() for k in range(n)])
+
+    def batch(self, step: int, n: int, rng: Generator) -> Batch:
+        """``n`` random examples at ``step``, the pool's newest person among them when they have just come."""
+        numbers = self.numbers(step)
+        for old in [k for k in self._kept if k < numbers.start]:
+            del self._kept[old]
+        picks = [numbers[int(torch.randint(len(numbers), (), generator=rng))] for _ in range(n)]
+        if step % self._refresh == 0:
+            picks[0] = numbers[-1]
+        people = [self._case(k) for k in picks]
+        tracers = [list(p.latents)[int(torch.randint(len(p.latents), (), generator=rng))] for p in people]
+        return Batch(
+            torch.stack([p.t1w.float() for p in people]),
+            torch.stack([p.labels.float() / 255 for p in people]),
+            torch.stack([p.latents[t].float() for p, t in zip(people, tracers, strict=True)]),
+            tuple(p.record for p in people),
+            tuple(tracers),
+        )

@@ -1,0 +1,51 @@
+"""A tiny recipe and model for the tests of models and training."""
+
+from __future__ import annotations
+
+import torch
+
+from bids_petsynth.models.autoencoder import build_space
+from bids_petsynth.models.conditioning import Standardisation
+from bids_petsynth.models.denoiser import Denoiser
+from bids_petsynth.models.folder import Model
+from bids_petsynth.models.recipe import Recipe, load_recipe
+
+SHAPE = (16, 24, 16)
+CLASSES = 5
+
+
+def small_recipe(**changes) -> Recipe:
+    """The built-in recipe on a tiny grid with a tiny network; ``changes`` replace fields of its parts."""
+    data = load_recipe("petsynth").model_dump(mode="json")
+    data["grid"]["shape"] = list(SHAPE)
+    data["network"] |= {"channels": [16, 24], "groups": 4, "embedding": 32}
+    data["process"]["steps"] = 3
+    data["training"] |= {"steps": 6, "batch": 2, "warmup": 2, "pool": 3, "refresh": 2}
+    for part, values in changes.items():
+        data[part] = data[part] | values if isinstance(values, dict) else values
+    return Recipe.model_validate(data)
+
+
+def small_model(recipe: Recipe | None = None, trained: bool = True) -> Model:
+    """A model with random weights; ``trained`` gives the output layers weights too, so that all inputs matter."""
+    recipe = recipe or small_recipe()
+    torch.manual_seed(0)
+    net = Denoiser(recipe, CLASSES)
+    if trained:
+        for parameter in net.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.05)
+    n = len(recipe.conditioning.variables)
+    return Model(
+        recipe=recipe,
+        denoiser=net.eval(),
+        space=build_space(recipe),
+        latent_mean=(0.5,) * recipe.latent_channels,
+        latent_sd=(0.6,) * recipe.latent_channels,
+        variables=Standardisation((1.0,) * n, (2.0,) * n),
+        classes=CLASSES,
+        version="2026-01-01",
+        heads=("phantom",),
+        demonstration=True,
+        card="# Card of a test model\n",
+    )

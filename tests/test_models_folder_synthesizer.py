@@ -1,0 +1,186 @@
+"""The model folder's checks, and the Synthesizer's draws."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from models_small import CLASSES, SHAPE, small_model, small_recipe
+from safetensors.torch import load_file, save_file
+
+from bids_petsynth.errors import InputError, ModelError, UsageError
+from bids_petsynth.models import folder as folder_module
+from bids_petsynth.models.folder import load_model, save_model
+from bids_petsynth.models.synthesizer import Synthesizer, choose_device
+from bids_petsynth.types import Anatomy, ClinicalRecord, Grid, Value
+
+
+@pytest.fixture
+def saved(tmp_path):
+    save_model(small_model(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(folder, **changes):
+    about = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(about | changes))
+
+
+def reseal(folder):
+    """Put the files' present checksums into model.json."""
+    about = json.loads((folder / "model.json").read_text())
+    edit(folder, sha256={name: folder_module._sha256(folder / name) for name in about["sha256"]})
+
+
+def test_a_model_comes_back_in_half_precision(saved):
+    model, again = small_model(), load_model(saved)
+    assert replace(again, denoiser=None, space=None) == replace(model, denoiser=None, space=None)
+    for name, value in model.denoiser.state_dict().items():
+        assert torch.allclose(again.denoiser.state_dict()[name], value, atol=1e-6, rtol=1e-3), name
+
+
+def test_weights_are_split_into_files_below_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module, "SHARD_BYTES", 100_000)
+    save_model(small_model(), tmp_path)
+    files = sorted(p.name for p in tmp_path.glob("weights-*"))
+    assert len(files) > 1 and files[0] == "weights-00001.safetensors"
+    assert all(p.stat().st_size < 200_000 for p in tmp_path.glob("weights-*"))
+    load_model(tmp_path)
+
+
+def test_loading_leaves_the_callers_random_numbers_alone(saved):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_model(saved)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "weights-00001.safetensors", "calibration.json", "MODEL_CARD.md"])
+def test_a_missing_file_is_named(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(ModelError, match=f"lacks its file {name}"):
+        load_model(saved)
+
+
+def test_other_damage_gets_a_sentence_each(saved, tmp_path):
+    with pytest.raises(ModelError, match="There is no model folder"):
+        load_model(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="has no model.json"):
+        load_model(tmp_path / "empty")
+    weights = saved / "weights-00001.safetensors"
+    original = weights.read_bytes()
+    weights.write_bytes(original[:-4] + b"abcd")
+    with pytest.raises(ModelError, match="checksum differs"):
+        load_model(saved)
+    weights.write_bytes(b"not weights")
+    reseal(saved)
+    with pytest.raises(ModelError, match="not a safetensors file"):
+        load_model(saved)
+    weights.write_bytes(original)
+    reseal(saved)
+    load_model(saved)
+    edit(saved, format=99)
+    with pytest.raises(ModelError, match="newer version.*update"):
+        load_model(saved)
+    (saved / "model.json").write_text("{")
+    with pytest.raises(ModelError, match="not a JSON object"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("denoiser.stem.weight"), "lack the tensor denoiser.stem.weight"),
+        (lambda t: t.update({"denoiser.stem.weight": torch.zeros(3)}), r"has the shape \(3,\)"),
+        (lambda t: t.update({"denoiser.more": torch.zeros(3)}), "hold denoiser.more"),
+    ],
+)
+def test_tensors_that_do_not_fit_the_recipe_are_named(saved, change, words):
+    path = saved / "weights-00001.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    reseal(saved)
+    with pytest.raises(ModelError, match=words):
+        load_model(saved)
+
+
+def anatomy() -> Anatomy:
+    rng = np.random.default_rng(0)
+    probabilities = rng.random((CLASSES, *SHAPE)).astype(np.float16)
+    probabilities /= probabilities.sum(0)
+    t1w = rng.random(SHAPE).astype(np.float32)
+    return Anatomy(t1w, probabilities.argmax(0).astype(np.uint8), probabilities, Grid(SHAPE, np.eye(4)))
+
+
+def record(**values: float | None) -> ClinicalRecord:
+    return ClinicalRecord({k: Value(k, v, "missing" if v is None else "found") for k, v in values.items()})
+
+
+@pytest.fixture(scope="module")
+def synthesizer() -> Synthesizer:
+    return Synthesizer(small_model())
+
+
+def test_draws_are_deterministic_and_depend_on_seed_tracer_and_record(synthesizer):
+    known = record(age=70.0, ptau217_lumipulse=0.3)
+    draws = synthesizer.draw(anatomy(), known, "AV45", n_draws=3, seed=1)
+    assert draws.shape == (3, *SHAPE) and draws.dtype == np.float32 and np.isfinite(draws).all()
+    assert np.array_equal(draws, synthesizer.draw(anatomy(), known, "AV45", n_draws=3, seed=1))
+    others = [(known, "AV45", 2), (known, "FDG", 1), (record(age=70.0), "AV45", 1)]
+    for who, tracer, seed in others:
+        assert not np.allclose(draws, synthesizer.draw(anatomy(), who, tracer, n_draws=3, seed=seed), atol=1e-3)
+    assert len(synthesizer.draw(anatomy(), known, "AV45")) == synthesizer.model.recipe.n_draws
+
+
+def test_a_draw_does_not_depend_on_how_many_are_made(synthesizer):
+    few = synthesizer.draw(anatomy(), record(age=70.0), "FDG", n_draws=2, seed=3)
+    many = synthesizer.draw(anatomy(), record(age=70.0), "FDG", n_draws=11, seed=3)
+    np.testing.assert_allclose(few, many[:2], atol=0.02)
+
+
+def test_calibration_scales_deviations_from_the_mean(synthesizer):
+    plain = synthesizer.draw(anatomy(), record(), "AV45", n_draws=4)
+    wide = Synthesizer(replace(synthesizer.model, spread={"AV45": 2.0})).draw(anatomy(), record(), "AV45", n_draws=4)
+    np.testing.assert_allclose(wide.mean(0), plain.mean(0), atol=1e-4)
+    np.testing.assert_allclose(wide.std(0), 2 * plain.std(0), rtol=1e-3, atol=1e-4)
+
+
+def test_guidance_moves_away_from_the_null_and_weight_0_is_the_null():
+    def draw(weight: float, who: ClinicalRecord) -> np.ndarray:
+        model = small_model(small_recipe(process={"guidance": weight}))
+        return Synthesizer(model).draw(anatomy(), who, "AV45", n_draws=1)
+
+    known = record(age=4.0, ptau217_lumipulse=0.9)
+    np.testing.assert_allclose(draw(0.0, known), draw(1.0, record()), atol=1e-5)
+    one, two, null = draw(1.0, known), draw(2.0, known), draw(1.0, record())
+    assert np.abs(two - null).mean() > 1.3 * np.abs(one - null).mean() > 0
+
+
+def test_used_variables_say_what_was_found(synthesizer):
+    status = synthesizer.used_variables(record(age=70.0, sex=None, ptau217_lumipulse=-1.0, mmse=29.0))
+    assert status["age"] == "found" and status["sex"] == "missing" and status["nfl_simoa"] == "missing"
+    assert status["ptau217_lumipulse"] == "missing"
+    assert "mmse" not in status and len(status) == 8
+
+
+def test_wrong_requests_get_a_sentence(synthesizer):
+    with pytest.raises(UsageError, match="does not know the tracer PIB; it knows AV45, FDG, AV1451"):
+        synthesizer.draw(anatomy(), record(), "PIB")
+    small = replace(anatomy(), t1w=np.zeros((8, 8, 8), np.float32))
+    with pytest.raises(InputError, match="model's grid"):
+        synthesizer.draw(small, record(), "AV45")
+    with pytest.raises(UsageError, match="Unknown device"):
+        choose_device("tpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_cuda_where_there_is_none(saved):
+    with pytest.raises(UsageError, match="--gpus all.*--nv"):
+        Synthesizer.load(saved, device="cuda")
+    assert choose_device("auto") == "cpu"

@@ -1,0 +1,120 @@
+"""Recipe errors, and the rectified flow's solvers against an exact Gaussian oracle."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bids_petsynth.errors import ModelError
+from bids_petsynth.models.process import (
+    euler,
+    guided,
+    heun,
+    interpolate,
+    shift_time,
+    shifted_grid,
+    training_times,
+)
+from bids_petsynth.models.recipe import load_recipe, parse_recipe, recipe_text
+from bids_petsynth.tables import data_path
+
+MEAN, SD = 0.7, 0.3
+
+
+def oracle(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """E[ε − x0 | x_t] for x0 ~ N(MEAN, SD²), by the formula of conditional Gaussians."""
+    variance = (1 - t) ** 2 * SD**2 + t**2
+    return -MEAN + (t - (1 - t) * SD**2) / variance * (x - (1 - t) * MEAN)
+
+
+def sampled(solve) -> tuple[float, float]:
+    """Mean and SD of samples; the map is affine, so two points give them exactly."""
+    low, high = solve(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    return low.item(), (high - low).item()
+
+
+@pytest.mark.parametrize(("steps", "sd"), [(4, 0.177), (8, 0.235), (16, 0.266), (30, 0.281)])
+def test_euler_shrinks_the_spread_by_the_known_amount(steps, sd):
+    assert sampled(lambda x: euler(oracle, x, shifted_grid(steps)))[1] == pytest.approx(sd, abs=0.001)
+
+
+@pytest.mark.parametrize(("steps", "sd"), [(4, 0.283), (6, 0.294), (8, 0.297)])
+def test_heun_with_a_last_euler_step_on_a_shifted_grid(steps, sd):
+    grid = shifted_grid(steps, 0.5)
+    found = sampled(lambda x: euler(oracle, heun(oracle, x, grid[:-1]), grid[-2:]))
+    assert found[1] == pytest.approx(sd, abs=0.0015)
+
+
+def test_heun_converges_to_mean_and_spread_at_second_order():
+    errors = []
+    for steps in (8, 16, 32):
+        mean, sd = sampled(lambda x, n=steps: heun(oracle, x, shifted_grid(n, 1.5)))
+        assert mean == pytest.approx(MEAN, abs=0.02)
+        errors.append(abs(sd - SD))
+    assert errors[0] < 0.006
+    assert errors[2] < errors[1] / 2.5 < errors[0] / 2.5**2 * 1.6
+
+
+def test_oracle_is_the_regression_of_the_training_target():
+    rng = torch.Generator().manual_seed(0)
+    data = MEAN + SD * torch.randn(400_000, generator=rng, dtype=torch.float64)
+    noise = torch.randn(400_000, generator=rng, dtype=torch.float64)
+    t = torch.full((400_000,), 0.6, dtype=torch.float64)
+    x = interpolate(data, noise, t)
+    target = noise - data
+    slope = torch.cov(torch.stack([x, target]))[0, 1] / x.var()
+    expected = oracle(torch.tensor(1.0), torch.tensor(0.6)) - oracle(torch.tensor(0.0), torch.tensor(0.6))
+    assert slope.item() == pytest.approx(expected.item(), abs=0.01)
+
+
+def test_times_cover_the_unit_interval_as_the_sampler_does():
+    rng = torch.Generator().manual_seed(0)
+    t = torch.cat([training_times(4, 3.0, rng) for _ in range(500)])
+    assert 0 <= t.min() and t.max() <= 1
+    middle = shift_time(torch.tensor(0.5), 3.0).item()
+    assert middle == pytest.approx(0.75)
+    assert (t < middle).float().mean().item() == pytest.approx(0.5, abs=0.01)
+    grid = shifted_grid(5, 2.0)
+    assert grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()
+
+
+def test_guidance_extrapolates_from_the_null():
+    assert guided(torch.tensor(2.0), torch.tensor(1.0), 3.0) == 4.0
+
+
+def test_built_in_recipe_round_trips():
+    recipe = load_recipe("petsynth")
+    assert parse_recipe(recipe_text(recipe), "text") == recipe
+    assert recipe.latent_shape == (24, 28, 24) and recipe.latent_channels == 8 and recipe.ratio == 4
+    assert recipe.label_pool == 2
+    assert math.prod(recipe.latent_shape) * recipe.latent_channels == math.prod(recipe.grid.shape) / 8
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("steps = 5", "steps = 0", "process.steps"),
+        ('solver = "heun"', 'solver = "dopri"', "process.solver"),
+        ("fold = 2", "folds = 2", "folds: no such field"),
+        ("cutoff = 0.125", "cutoff = 0.11", "cutoff"),
+        ("shape = [96, 112, 96]", "shape = [90, 112, 96]", "multiple of 16"),
+        ("channels = [64, 128, 192]", "channels = [60, 128, 192]", "network.groups"),
+        ('"AV45", "FDG"', '"AV45", "AV45"', "listed twice"),
+        ("n_draws = 8", "n_draws = = 8", "not valid TOML"),
+        ('kind = "codec"', 'kind = "pixels"', "space"),
+    ],
+)
+def test_bad_recipes_get_one_sentence(old, new, words):
+    text = data_path("recipes", "petsynth.toml").read_text()
+    assert old in text
+    with pytest.raises(ModelError, match="recipe|Recipe|mine") as caught:
+        parse_recipe(text.replace(old, new, 1), "mine.toml")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(ModelError, match="petsynth"):
+        load_recipe("nothing")

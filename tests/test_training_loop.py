@@ -1,0 +1,90 @@
+"""The loop: it learns, follows its schedule, and a resumed run equals an uninterrupted one."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+from models_small import small_recipe
+
+from bids_petsynth.training.loop import Loop, learning_rate, write_atomically
+
+SPEC = small_recipe(training={"steps": 60, "rate": 0.05, "warmup": 4, "ema": 0.9, "weight_decay": 0.0}).training
+
+
+def problem():
+    """A linear regression with a known answer."""
+    torch.manual_seed(1)
+    net = torch.nn.Linear(3, 1)
+    truth = torch.tensor([[1.0, -2.0, 0.5]])
+
+    def loss(step, rng):
+        x = torch.randn(64, 3, generator=rng)
+        return (net(x) - x @ truth.T - 0.3).square().mean()
+
+    return net, loss, truth
+
+
+def test_it_learns_and_logs(tmp_path):
+    net, loss, truth = problem()
+    loop = Loop(net, loss, SPEC, tmp_path)
+    loop.run(every=20)
+    assert torch.allclose(net.weight, truth, atol=0.02)
+    assert torch.allclose(loop.ema.weight, truth, atol=0.05) and not torch.equal(loop.ema.weight, net.weight)
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [int(r["step"]) for r in rows] == [20, 40, 60]
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) / 10
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    net, loss, _ = problem()
+    whole = Loop(net, loss, SPEC, tmp_path / "whole")
+    whole.run()
+    net, loss, _ = problem()
+    first = Loop(net, loss, SPEC, tmp_path / "parts")
+    for _ in range(25):
+        first._step()
+    first.save()
+    net, loss, _ = problem()
+    second = Loop(net, loss, SPEC, tmp_path / "parts")
+    assert second.resume() and second.state.step == 25
+    second.run()
+    assert torch.equal(second.net.weight, whole.net.weight)
+    assert torch.equal(second.ema.weight, whole.ema.weight)
+
+
+def test_nothing_to_resume(tmp_path):
+    net, loss, _ = problem()
+    assert not Loop(net, loss, SPEC, tmp_path).resume()
+
+
+def test_rate_warms_up_and_decays():
+    rates = [learning_rate(SPEC, step, step / 60) for step in range(60)]
+    assert rates[0] == pytest.approx(0.05 / 5)
+    assert max(rates) == rates[4] and rates[-1] < 0.0001
+    assert learning_rate(SPEC, 50, 0.5) == pytest.approx(0.025)
+
+
+def test_the_budget_of_time_ends_it(tmp_path):
+    net, loss, _ = problem()
+    pauses = []
+    loop = Loop(net, loss, SPEC, tmp_path, minutes=0.005)
+    loop.run(pause=lambda state: pauses.append(state.step), pause_minutes=0.002)
+    assert 0.3 <= loop.state.elapsed < 3 and loop.fraction >= 1
+    assert pauses[-1] == loop.state.step and len(pauses) >= 2
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fails(beside):
+        beside.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fails)
+    assert path.read_text() == "old"
+    write_atomically(path, lambda beside: beside.write_text("new"))
+    assert path.read_text() == "new" and len(list(tmp_path.glob("*"))) <= 2

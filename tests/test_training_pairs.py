@@ -1,0 +1,198 @@
+"""Pairs for the generator: geometry of the jitter, the pool, and a whole tiny training run on phantom heads."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from models_small import small_recipe
+from scipy.ndimage import gaussian_filter
+
+from bids_petsynth.errors import UsageError
+from bids_petsynth.models.folder import load_model
+from bids_petsynth.training import pairs
+from bids_petsynth.training.generator import cortex, evaluate, region_means, spread_factor, train
+from bids_petsynth.training.pairs import (
+    Heads,
+    Pool,
+    SimulatedCase,
+    identity_coordinates,
+    jitter,
+    load_heads,
+    pull,
+    vary_intensity,
+)
+
+SHAPE = (32, 48, 32)
+CLASSES = 48
+
+
+def recipe_here():
+    return small_recipe(grid={"shape": list(SHAPE)}, tracers=["AV45", "FDG"])
+
+
+def phantom_heads(n: int = 3) -> Heads:
+    """Concentric shells of a few regions, around a ventricle, a cerebellum and a brainstem below."""
+    x, y, z = np.meshgrid(*(np.arange(s) - (s - 1) / 2 for s in SHAPE), indexing="ij")
+    radius = np.sqrt(x**2 + (y / 1.4) ** 2 + (z - 2) ** 2)
+    classes = np.zeros(SHAPE, np.uint8)
+    classes[radius < 14] = 50
+    classes[radius < 12] = 47
+    classes[radius < 11] = np.where(y > 0, 1, 18)[radius < 11]
+    classes[radius < 8] = 34
+    classes[radius < 3] = 40
+    low = radius < 11
+    classes[low & (z < -5)] = 43
+    classes[low & (z < -5) & (abs(x) < 3)] = 46
+    classes[low & (abs(z + 5) < 1) & (abs(x) < 2) & (abs(y) < 2)] = 42
+    contrast = np.zeros(60, np.float32)
+    contrast[[50, 47, 1, 18, 34, 40, 43, 46, 42]] = [0.8, 0.2, 0.6, 0.65, 1.0, 0.2, 0.6, 0.95, 0.2]
+    t1w = gaussian_filter(contrast[classes], 0.5).astype(np.float16)
+    brain = np.where(classes < CLASSES, classes, 0)
+    shares = np.stack([(brain == k).reshape(16, 2, 24, 2, 16, 2).mean((1, 3, 5)) for k in range(CLASSES)])
+    names = tuple(["IXI001", "IXI002", "IXI353"][:n])
+    stack = [np.stack([a] * n) for a in (t1w, classes, (shares * 255).round().astype(np.uint8))]
+    return Heads(*stack, names)
+
+
+def save(heads: Heads, path):
+    np.savez(
+        path, t1w=heads.t1w, classes=heads.classes, probabilities=heads.probabilities, names=np.array(heads.names)
+    )
+    return path
+
+
+def test_identity_coordinates_leave_an_image_as_it_is():
+    image = torch.rand(2, 8, 6, 4)
+    assert torch.allclose(pull(image, identity_coordinates((8, 6, 4))), image, atol=1e-5)
+
+
+def test_jitter_is_rigid_and_mirrors_half_the_time():
+    rng = torch.Generator().manual_seed(0)
+    shape, mirrored = (24, 32, 20), 0
+    for _ in range(40):
+        moved = jitter(identity_coordinates(shape), rng)
+        x = (moved.flip(0) + 1) / 2 * torch.tensor(shape).view(3, 1, 1, 1)
+        inner = tuple(slice(n // 2 - 2, n // 2 + 2) for n in shape)
+        jacobian = torch.stack([x[(slice(None), *inner)].diff(dim=a)[:, :3, :3, :3] for a in (1, 2, 3)], 1)
+        matrix = jacobian.flatten(2).mean(2)
+        assert torch.allclose(matrix @ matrix.T, torch.eye(3), atol=1e-3)
+        mirrored += int(torch.linalg.det(matrix) < 0)
+    assert 10 <= mirrored <= 30
+
+
+def test_intensity_changes_keep_white_matter_near_one():
+    rng = torch.Generator().manual_seed(0)
+    white = [vary_intensity(torch.ones(12, 12, 12), rng).mean().item() for _ in range(50)]
+    assert 0.8 < min(white) and max(white) < 1.2 and np.std(white) > 0.01
+
+
+def fake_case(number: int) -> SimulatedCase:
+    value = torch.full((4, 4, 4), float(number))
+    return SimulatedCase("h", value, value.long(), value[None] * 0, {"age": number}, {}, {"AV45": value, "FDG": -value})
+
+
+def test_the_pool_moves_on_and_is_the_same_after_a_restart():
+    made = []
+
+    def make(number):
+        made.append(number)
+        return fake_case(number)
+
+    pool = Pool(make, lambda pet: pet[:, None], start=4, size=6, refresh=2)
+    assert pool.numbers(0) == range(0, 4) and pool.numbers(4) == range(0, 6) and pool.numbers(20) == range(8, 14)
+    for step in range(21):
+        batch = pool.batch(step, 3, torch.Generator().manual_seed(step))
+        for record, tracer, latent in zip(batch.records, batch.tracers, batch.latents, strict=True):
+            assert latent.mean().item() == record["age"] * (1 if tracer == "AV45" else -1)
+    assert len(made) == len(set(made)), "each person is simulated once"
+    assert {r["age"] for r in batch.records} <= set(pool.numbers(20))
+    again = Pool(fake_case, lambda pet: pet[:, None], start=4, size=6, refresh=2)
+    assert torch.equal(again.batch(20, 3, torch.Generator().manual_seed(20)).latents, batch.latents)
+
+
+def test_prepared_arrays_must_fit_the_recipe(tmp_path):
+    heads = phantom_heads()
+    assert load_heads(save(heads, tmp_path / "a.npz"), recipe_here()).names == heads.names
+    with pytest.raises(UsageError, match="prepare the heads for this recipe"):
+        load_heads(tmp_path / "a.npz", small_recipe())
+    np.savez(tmp_path / "b.npz", t1w=heads.t1w)
+    with pytest.raises(UsageError, match="lacks the array"):
+        load_heads(tmp_path / "b.npz", recipe_here())
+
+
+def test_simulated_cases_agree_in_space_and_come_again():
+    heads = phantom_heads()
+    one, two = (pairs.simulate_case(heads, ["AV45", "FDG"], 2.0, 3, 7) for _ in range(2))
+    assert torch.equal(one.pet["FDG"], two.pet["FDG"]) and one.record == two.record
+    assert not torch.equal(one.t1w, pairs.simulate_case(heads, [], 2.0, 3, 8).t1w)
+    assert torch.allclose(one.labels.sum(0), torch.ones(16, 24, 16), atol=0.02)
+    coarse = torch.nn.functional.avg_pool3d((one.classes == 34).float()[None, None], 2)[0, 0]
+    inside = (coarse > 0.99) | (one.labels[34] > 0.99)
+    assert (one.labels[34] - coarse)[inside].abs().mean() < 0.15
+    brain = (one.classes > 0) & (one.classes < CLASSES)
+    assert one.pet["AV45"][brain].mean() > 2 * one.pet["AV45"][one.classes == 0].mean()
+    assert {"age", "sex", "apoe4", "ptau217_lumipulse"} <= set(one.record)
+
+
+def test_region_means_and_cortex():
+    classes = phantom_heads(1).classes[0]
+    volume = np.where(classes == 1, 2.0, np.where(classes == 18, 1.0, 0.5))[None]
+    means = region_means(volume, classes)
+    assert means[0, 1] == 2 and means[0, 18] == 1 and means[0, 34] == 0.5 and np.isnan(means[0, 2])
+    sizes = [(classes == k).sum() for k in (1, 18)]
+    assert cortex(means, classes)[0] == pytest.approx(np.average([2, 1], weights=sizes))
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
+def test_spread_factor_finds_how_much_too_narrow_the_draws_are(ratio):
+    rng = np.random.default_rng(0)
+    centre = rng.standard_normal((400, 30))
+    truth = centre + ratio * rng.standard_normal((400, 30))
+    draws = centre[:, None] + rng.standard_normal((400, 4, 30))
+    # the error of the draws' mean has two parts: the truth's spread and their own spread / M
+    expected = np.sqrt((ratio**2 + 1 / 4) * 4 / 5)
+    assert spread_factor(truth, draws) == pytest.approx(expected, rel=0.03)
+
+
+def test_a_tiny_run_trains_resumes_and_writes_a_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("bids_petsynth.training.generator.CALIBRATION_PEOPLE", 2)
+    monkeypatch.setattr("bids_petsynth.training.generator.FIRST_PEOPLE", 2)
+    monkeypatch.setattr("bids_petsynth.training.generator.STANDARDISED_PEOPLE", 2)
+    arrays = save(phantom_heads(), tmp_path / "heads.npz")
+    recipe = recipe_here()
+    train(arrays, tmp_path / "out", recipe, None, False, "cpu", 0)
+    model = load_model(tmp_path / "out" / "model")
+    assert model.heads == ("IXI001", "IXI002") and model.demonstration and set(model.spread) == {"AV45", "FDG"}
+    assert "IXI353" in model.card and "simulated PET only" in model.card and "nan" not in model.card.split("| AV45")[1][:60]
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert figures["spread"] == model.spread
+    steps = [int(r["step"]) for r in csv.DictReader((tmp_path / "out" / "log.csv").open())]
+    longer = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": 8})})
+    train(arrays, tmp_path / "out", longer, None, True, "cpu", 0)
+    assert [int(r["step"]) for r in csv.DictReader((tmp_path / "out" / "log.csv").open())] == [*steps, 8]
+
+
+def test_evaluation_of_a_perfect_model():
+    """A synthesizer that returns the truth has no error, and correlates perfectly."""
+    classes = torch.from_numpy(phantom_heads(1).classes[0].astype(np.int64))
+    rng = torch.Generator().manual_seed(0)
+    cases = []
+    for load in (0.0, 90.0):
+        scan = {"AV45": torch.rand(SHAPE, generator=rng) + load / 100}
+        cases.append(SimulatedCase("h", scan["AV45"], classes, classes[None], {}, {"centiloid": load}, scan))
+
+    class Perfect:
+        tracers = ("AV45",)
+
+        def sample(self, t1w, labels, record, tracer, n, seed):
+            return t1w.expand(n, -1, -1, -1).numpy() + 0.01 * np.arange(n)[:, None, None, None] - 0.01 * (n - 1) / 2
+
+    figures, spread = evaluate(Perfect(), cases, 4)
+    row = figures["AV45"]
+    assert row["mae"] < 1e-6 and row["voxel_r"] > 0.9999 and row["mae_of_mean"] == pytest.approx(0.45, abs=0.02)
+    assert row["true_positive"] - row["true_negative"] == pytest.approx(0.9, abs=0.03)
+    assert spread["AV45"] == pytest.approx(1 / 3)
