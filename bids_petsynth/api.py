@@ -14,7 +14,7 @@ from bids_petsynth.bids.sink import Sink
 from bids_petsynth.models.synthesizer import Synthesizer as Generator
 from bids_petsynth.pet.quantification import Quantification, normalise, quantify, suvr_rows
 from bids_petsynth.pet.tracers import tracer as tracer_named
-from bids_petsynth.types import ClinicalRecord, TableRow, Value
+from bids_petsynth.types import Anatomy, ClinicalRecord, TableRow
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class SyntheticPET:
     Attributes
     ----------
     draws
-        ``(M, X, Y, Z)`` float32, SUVR, on the model grid (``head.anatomy.grid``).
-    head
-        The anatomy that it was made for.
+        ``(M, X, Y, Z)`` float32, SUVR, on the model grid (``anatomy.grid``).
+    anatomy
+        The head that it was made for.
     quantification
         Regional SUVR, Centiloid and probability of positivity, with their uncertainty.
     """
 
     tracer: str
     draws: np.ndarray
-    head: Head
+    anatomy: Anatomy
     quantification: Quantification
 
     @property
@@ -57,7 +57,7 @@ class SyntheticPET:
             First part of the names, such as ``sub-01_ses-1``.
         """
         sink = Sink(Path(folder))
-        affine = self.head.anatomy.grid.affine
+        affine = self.anatomy.grid.affine
         about = {"Synthetic": True, "TracerName": self.tracer, "Units": "unitless"}
         name = f"{prefix}_trc-{self.tracer}_space-T1w_desc-synth"
         return [
@@ -73,7 +73,8 @@ class Synthesizer:
     Examples
     --------
     >>> model = Synthesizer.load()  # doctest: +SKIP
-    >>> pet = model.synthesize("sub-01_T1w.nii.gz", {"age": 72, "ptau217_lumipulse": 0.31}, tracer="AV45")  # doctest: +SKIP
+    >>> record = {"age": 72, "ptau217_lumipulse": 0.31}
+    >>> pet = model.synthesize("sub-01_T1w.nii.gz", record, tracer="AV45")  # doctest: +SKIP
     >>> pet.save("out")  # doctest: +SKIP
     """
 
@@ -101,13 +102,11 @@ class Synthesizer:
         device = self.generator.device
         return analyse_head(t1w, who, tuple(grid.shape), grid.voxel_size, mask, corrected, device, seed)
 
-    def draw(self, head: Head, record: ClinicalRecord, tracer: str, n_draws: int, seed: int) -> SyntheticPET:
-        """Draw scans for an analysed head, in SUVR by the head's own reference region."""
+    def draw(self, anatomy: Anatomy, record: ClinicalRecord, tracer: str, n_draws: int, seed: int) -> np.ndarray:
+        """Draws ``(M, X, Y, Z)`` for an analysed head, in SUVR by the head's own reference region."""
         spec = tracer_named(tracer)
-        anatomy = head.anatomy
         draws = self.generator.draw(anatomy, record, spec.name, n_draws, seed)
-        draws = normalise(draws, anatomy.labels, anatomy.grid, spec)
-        return SyntheticPET(spec.name, draws, head, quantify(draws, anatomy.labels, anatomy.grid, spec))
+        return normalise(draws, anatomy.labels, anatomy.grid, spec)
 
     def synthesize(
         self,
@@ -136,7 +135,14 @@ class Synthesizer:
         self.generator.check_tracer(tracer_named(tracer).name)
         volume = t1w if isinstance(t1w, Volume) else read_t1w(Path(t1w), Path(t1w).name.split("_")[0])
         known = record if isinstance(record, ClinicalRecord) else record_from(record)
-        return self.draw(self.analyse(volume, "the scan", seed=seed), known, tracer, n_draws, seed)
+        anatomy = self.analyse(volume, "the scan", seed=seed).anatomy
+        return summarise(anatomy, self.draw(anatomy, known, tracer, n_draws, seed), tracer)
+
+
+def summarise(anatomy: Anatomy, draws: np.ndarray, tracer: str) -> SyntheticPET:
+    """Draws in SUVR with what is read off them."""
+    spec = tracer_named(tracer)
+    return SyntheticPET(spec.name, draws, anatomy, quantify(draws, anatomy.labels, anatomy.grid, spec))
 
 
 def record_from(values: Mapping[str, float | str]) -> ClinicalRecord:
@@ -156,6 +162,3 @@ def record_from(values: Mapping[str, float | str]) -> ClinicalRecord:
         raise UsageError(f"There is no variable {', '.join(unknown)}; choose from {', '.join(variables())}.")
     levels = {"sex": {"Levels": {"0": "female", "1": "male"}}}
     return read_record([TableRow("values", {k: str(v) for k, v in values.items()}, levels, None)])
-
-
-__all__ = ["ClinicalRecord", "Synthesizer", "SyntheticPET", "Value", "record_from"]

@@ -55,12 +55,12 @@ class Settings:
         """What the anatomical outputs depend on, beside the scan itself."""
         return {"seed": self.seed, "derivatives": sorted(self.derivatives)}
 
-    def of_synthesis(self, tracer: str, weights: str) -> dict[str, object]:
+    def of_synthesis(self, tracer: str, model: str) -> dict[str, object]:
         """What one tracer's outputs depend on, beside the scan, the anatomy and the record."""
         return {
             **self.of_anatomy(),
             "tracer": tracer,
-            "weights": weights,
+            "model": model,
             "n_draws": self.n_draws,
             "save_draws": self.save_draws,
             "record_values": self.record_values,

@@ -51,8 +51,8 @@ class Case:
 class Value:
     """One clinical variable of one person.
 
-    ``status`` is ``found``, ``converted`` (units, genotype, level or spelling changed), ``computed`` (from other values) or
-    ``missing``; ``source`` names file and column; ``note`` says why it is missing or how it was converted.
+    ``status`` is ``found``, ``converted`` (units, genotype, level or spelling changed), ``computed`` (from other
+    values) or ``missing``; ``source`` names file and column; ``note`` says why it is missing or how it was converted.
     """
 
     name: str

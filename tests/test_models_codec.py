@@ -62,7 +62,7 @@ def test_fold_keeps_neighbours_together_and_is_undone_by_unfold():
 
 @pytest.mark.parametrize("fwhm", [6.0, 7.0, 8.0])
 def test_fidelity_on_what_a_scanner_resolves(codec, fwhm):
-    """Piecewise constant uptake from 0 to 2 SUVR in folded layers of two voxels, blurred: at least 45 dB at window 0–3."""
+    """Piecewise constant uptake from 0 to 2 SUVR in wavy layers of two voxels, blurred: at least 45 dB."""
     rng = np.random.default_rng(1)
     x, y, z = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in SHAPE), indexing="ij")
     radius = np.sqrt(x**2 + (y / 1.4) ** 2 + z**2) + 1.5 * np.sin(y / 3) + 1.5 * np.cos(x / 2 + z / 3)

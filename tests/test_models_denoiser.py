@@ -9,6 +9,7 @@ import torch
 from models_small import CLASSES, SHAPE, small_model, small_recipe
 
 from bids_petsynth.errors import ModelError
+from bids_petsynth.models.codec import fold
 from bids_petsynth.models.conditioning import (
     RecordEmbedding,
     Standardisation,
@@ -118,10 +119,8 @@ def test_painter_paints_regions_and_measures_them():
     shape = (4, 6, 4)
     half = torch.zeros(1, 1, 8, 12, 8)
     half[..., 6:, :] = 1
-    basis = torch.cat([half, 1 - half], 1).flatten(2)
+    basis = (half.flatten(2), (1 - half).flatten(2))
     image = 2.0 * half + 0.5 * (1 - half)
-    from bids_petsynth.models.codec import fold
-
     seen = painter.measure(fold(image, 2), basis)[0]
     assert seen.tolist() == pytest.approx([2.0, 0.5], rel=0.01)
     painter.values = torch.nn.Linear(32, 2)

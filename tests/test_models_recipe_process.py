@@ -72,7 +72,7 @@ def test_oracle_is_the_regression_of_the_training_target():
 def test_times_cover_the_unit_interval_as_the_sampler_does():
     rng = torch.Generator().manual_seed(0)
     t = torch.cat([training_times(4, 3.0, rng) for _ in range(500)])
-    assert 0 <= t.min() and t.max() <= 1
+    assert t.min() >= 0 and t.max() <= 1
     middle = shift_time(torch.tensor(0.5), 3.0).item()
     assert middle == pytest.approx(0.75)
     assert (t < middle).float().mean().item() == pytest.approx(0.5, abs=0.01)

@@ -10,7 +10,7 @@ from models_small import small_recipe
 
 from bids_petsynth.training.loop import Loop, learning_rate, write_atomically
 
-SPEC = small_recipe(training={"steps": 60, "rate": 0.05, "warmup": 4, "ema": 0.9, "weight_decay": 0.0}).training
+SPEC = small_recipe(training={"steps": 150, "rate": 0.1, "warmup": 4, "ema": 0.9, "weight_decay": 0.0}).training
 
 
 def problem():
@@ -29,11 +29,11 @@ def problem():
 def test_it_learns_and_logs(tmp_path):
     net, loss, truth = problem()
     loop = Loop(net, loss, SPEC, tmp_path)
-    loop.run(every=20)
+    loop.run(every=50)
     assert torch.allclose(net.weight, truth, atol=0.02)
     assert torch.allclose(loop.ema.weight, truth, atol=0.05) and not torch.equal(loop.ema.weight, net.weight)
     rows = list(csv.DictReader((tmp_path / "log.csv").open()))
-    assert [int(r["step"]) for r in rows] == [20, 40, 60]
+    assert [int(r["step"]) for r in rows] == [50, 100, 150]
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) / 10
 
 
@@ -60,10 +60,10 @@ def test_nothing_to_resume(tmp_path):
 
 
 def test_rate_warms_up_and_decays():
-    rates = [learning_rate(SPEC, step, step / 60) for step in range(60)]
-    assert rates[0] == pytest.approx(0.05 / 5)
-    assert max(rates) == rates[4] and rates[-1] < 0.0001
-    assert learning_rate(SPEC, 50, 0.5) == pytest.approx(0.025)
+    rates = [learning_rate(SPEC, step, step / 150) for step in range(150)]
+    assert rates[0] == pytest.approx(0.1 / 5)
+    assert max(rates) == rates[4] and rates[-1] < 0.0002
+    assert learning_rate(SPEC, 50, 0.5) == pytest.approx(0.05)
 
 
 def test_the_budget_of_time_ends_it(tmp_path):

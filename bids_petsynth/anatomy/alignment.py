@@ -57,7 +57,8 @@ def fit_rigid(source: np.ndarray, target: np.ndarray, weights: np.ndarray) -> tu
     Returns
     -------
     tuple
-        4 × 4 rigid matrix, scale, and root mean square distance after rotation, scale and shift in mm. Source of the formulae: Umeyama, IEEE TPAMI 1991;13:376.
+        4 × 4 rigid matrix, scale, and root mean square distance after rotation, scale and shift in mm.
+        Source of the formulae: Umeyama, IEEE TPAMI 1991;13:376.
     """
     w = weights / weights.sum()
     a, b = w @ source, w @ target
@@ -149,7 +150,7 @@ def refine(alignment: Alignment, brain_on_grid: np.ndarray, grid: Grid, seed: in
     Returns
     -------
     Alignment
-        The refined one, or the one given where the registration moves it by more than 15 mm or 15°: then it has run away.
+        The refined one, or the one given where the registration has run away (more than 15 mm or 15°).
     """
     import ants
 

@@ -98,7 +98,10 @@ def analyse_head(
     found = align.align_centroids(np.where(brain, classes, 0), coarse_grid.affine)
     _check_orientation(found, who)
     found = align.refine(
-        found, _brain_on(found, source, coarse_grid, field, brain, shape, spacing), align.template_grid(shape, spacing), seed
+        found,
+        _brain_on(found, source, coarse_grid, field, brain, shape, spacing),
+        align.template_grid(shape, spacing),
+        seed,
     )
     grid = found.grid(shape, spacing)
     bias = resample_field(field, coarse_grid, grid)
@@ -109,7 +112,9 @@ def analyse_head(
         probabilities[:, outside] = 0
         probabilities[0, outside] = 1
     labels, probabilities = _label_grid(probabilities, grid, found)
-    white = np.isin(labels, [c for r in regions() if r.tissue == "wm" for c in (r.index, LEFT + r.index, RIGHT + r.index)])
+    white = np.isin(
+        labels, [c for r in regions() if r.tissue == "wm" for c in (r.index, LEFT + r.index, RIGHT + r.index)]
+    )
     if white.sum() < 1000:
         raise InputError(f"{who}: no white matter was recognised in the T1w; check that it is T1-weighted.")
     unit = float(np.median(image[white]))
@@ -165,7 +170,10 @@ def _coordinates(grid: Grid, to_template: np.ndarray, axes: tuple[int, ...]) -> 
     matrix = (to_template @ grid.affine).astype(np.float32)
     i, j, k = (np.arange(n, dtype=np.float32) for n in grid.shape)
     return [
-        matrix[a, 0] * i[:, None, None] + matrix[a, 1] * j[None, :, None] + matrix[a, 2] * k[None, None, :] + matrix[a, 3]
+        matrix[a, 0] * i[:, None, None]
+        + matrix[a, 1] * j[None, :, None]
+        + matrix[a, 2] * k[None, None, :]
+        + matrix[a, 3]
         for a in axes
     ]
 
@@ -185,7 +193,8 @@ def _label_grid(probabilities: np.ndarray, grid: Grid, found: align.Alignment) -
 def carry_labels(anatomy: Anatomy, target: Grid, found: align.Alignment) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Labels and tissue probabilities on another grid: each voxel takes the class most likely after interpolation.
 
-    Probabilities are interpolated rather than labels, so that borders stay smooth on a finer grid. Only voxels near the brain are computed.
+    Probabilities are interpolated rather than labels, so that borders stay smooth on a finer grid. Only voxels near
+    the brain are computed.
     """
     near = ndimage.binary_dilation(anatomy.labels > 0, iterations=2).astype(np.float32)
     matrix = np.linalg.inv(anatomy.grid.affine) @ target.affine

@@ -32,6 +32,7 @@ _IGNORED = (
     "*_tacs.*",
     "*_morph.*",
     "*_measures.*",
+    "*_suvr.*",
     "*_xfm.*",
     "group_*",
     "status.tsv",
@@ -203,6 +204,7 @@ anat/   on the T1w's grid: bias-corrected T1w, brain mask, regions (dseg; names 
         probabilities
 pet/    mean and standard deviation over the model's draws in SUVR; space-T1w_res-2 lies on the T1w in scanner space
         *_tacs.tsv      regional SUVR, one column per region
+        *_suvr.tsv      regions and composites with standard deviation and predictive intervals
         *_measures.tsv  target SUVR, Centiloid (approximate), probability of positivity
         *.json          sources, model, settings, and which clinical variables were used
 

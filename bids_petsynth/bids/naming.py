@@ -27,6 +27,7 @@ PATTERNS: dict[str, str] = {
     "pet_draw": "{folder}/pet/{label}_trc-{tracer}_space-{space}_res-{res}_desc-synth{draw:02d}_pet.nii.gz",
     "regions": "{folder}/pet/{label}_trc-{tracer}_desc-synthMean_seg-petsynth_tacs.tsv",
     "regions_std": "{folder}/pet/{label}_trc-{tracer}_desc-synthStd_seg-petsynth_tacs.tsv",
+    "suvr": "{folder}/pet/{label}_trc-{tracer}_desc-synthMean_suvr.tsv",
     "measures": "{folder}/pet/{label}_trc-{tracer}_desc-synthMean_measures.tsv",
     # for people
     "report": "{label}.html",

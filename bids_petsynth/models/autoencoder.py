@@ -13,8 +13,8 @@ from bids_petsynth.models.recipe import AutoencoderSpec, CodecSpec, Recipe
 class Autoencoder(nn.Module):
     """Variational autoencoder of PET volumes; latents are the posterior's mean times ``scale``.
 
-    Volumes are ``(N, X, Y, Z)``, latents ``(N, C, x, y, z)``. The mean, not a sample, because sampled latents put a floor
-    under the loss of what is trained on them.
+    Volumes are ``(N, X, Y, Z)``, latents ``(N, C, x, y, z)``. The mean, not a sample,
+    because sampled latents put a floor under the loss of what is trained on them.
     """
 
     def __init__(self, recipe: Recipe):

@@ -1,4 +1,4 @@
-"""Conditioning on the record: standardised values with a mask, a learned null for each missing one, the tracer's code."""
+"""Conditioning on the record: standardised values and mask, a learned null for each missing one, the tracer's code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def tracer_index(tracer: str) -> int:
         return tracer_codes()[tracer]
     except KeyError:
         known = ", ".join(tracer_codes())
-        raise ModelError(f"Tracer {tracer} is not in data/tracer_codes.tsv; use one of {known}, or add a row.") from None
+        raise ModelError(
+            f"Tracer {tracer} is not in data/tracer_codes.tsv; use one of {known}, or add a row."
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """The velocity network of the rectified flow: a painted regional mean, and a latent U-Net for what it leaves.
 
-Most of a PET volume is settled by one number per region and the map of the regions. The network therefore first paints a
-mean image ``m``: region values, computed from the record, the tracer, the time and the regional means of ``x_t``, times the
-label probabilities. Around it the exact velocity of a Gaussian with standard deviation ``s`` is taken, and the U-Net's
-output, scaled to unit variance at every time as in Karras et al. (arXiv:2206.00364), corrects it:
+Most of a PET volume is settled by one number per region and the map of the regions. The network therefore first paints
+a mean image ``m``: region values, computed from the record, the tracer, the time and the regional means of ``x_t``,
+times the label probabilities. Around it the exact velocity of a Gaussian with standard deviation ``s`` is taken, and
+the U-Net's output, scaled to unit variance at every time as in Karras et al. (arXiv:2206.00364), corrects it:
 
     D = (1 − t)² s² + t²,   z = (x_t − (1 − t) m) / √D
     v = −m + (t − (1 − t) s²) / √D · z + s / √D · F(z, m, image features, embedding)
@@ -32,12 +32,13 @@ TISSUES = 8
 class Sources:
     """What the network takes from the images, computed once per head for all draws and steps.
 
-    ``features`` is ``(N, channels, x, y, z)`` on the latent grid, ``basis`` ``(N, K, voxels)`` on the painting grid; N may
-    be 1 for a batch of draws of one head.
+    ``features`` is ``(N, channels, x, y, z)`` on the latent grid; ``basis`` holds the ``(N, k, voxels)`` maps on the
+    painting grid that are painted with one value each: label probabilities, then learned tissues (apart, since only
+    those need gradients). N may be 1 for a batch of draws of one head.
     """
 
     features: Tensor
-    basis: Tensor
+    basis: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,7 @@ class Painter(nn.Module):
     def __init__(self, basis: int, channels: int, embedding: int, fold: int):
         super().__init__()
         self.channels, self.fold = channels, fold
-        self.read = nn.Sequential(
-            nn.Linear(basis * channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
-        )
+        self.read = nn.Sequential(nn.Linear(basis * channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.mix = nn.Sequential(nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
         self.values = nn.Linear(embedding, basis * channels)
         nn.init.zeros_(self.values.weight)
@@ -135,15 +134,18 @@ class Painter(nn.Module):
         kernel = _gaussian_kernel(5, 0.8)
         self.kernel = nn.Parameter(kernel.expand(channels, 1, 5, 5, 5).clone())
 
-    def measure(self, x: Tensor, basis: Tensor) -> Tensor:
-        """Weighted regional means ``(N, K · channels)`` of a latent ``x``."""
+    def measure(self, x: Tensor, basis: tuple[Tensor, ...]) -> Tensor:
+        """Weighted regional means ``(N, K · channels)`` of a latent ``x``; an absent region gives 0."""
         flat = unfold(x.float(), self.fold).flatten(2)
-        sums = flat @ basis.expand(len(x), -1, -1).transpose(1, 2)
-        return (sums / (basis.sum(2)[:, None] + 1.0)).flatten(1)
+        # one voxel's weight is added to every region, so that a region of a few voxels does not bring their noise
+        means = [flat @ b.expand(len(x), -1, -1).transpose(1, 2) / (b.sum(2)[:, None] + 1.0) for b in basis]
+        return torch.cat(means, dim=2).flatten(1)
 
-    def forward(self, embedding: Tensor, basis: Tensor, shape: torch.Size) -> Tensor:
+    def forward(self, embedding: Tensor, basis: tuple[Tensor, ...], shape: torch.Size) -> Tensor:
+        """The painted image ``(N, channels · fold³, *shape)``."""
         values = self.values(embedding).view(len(embedding), self.channels, -1)
-        image = values @ basis.expand(len(values), -1, -1)
+        parts = values.split([b.shape[1] for b in basis], dim=2)
+        image = sum(v @ b.expand(len(values), -1, -1) for v, b in zip(parts, basis, strict=True))
         image = image.view(len(values), self.channels, *(n * self.fold for n in shape))
         image = F.conv3d(F.pad(image, [2] * 6, mode="replicate"), self.kernel, groups=self.channels)
         return fold(image, self.fold)
@@ -172,11 +174,16 @@ class Denoiser(nn.Module):
         self.images = recipe.conditioning.images
         self.ratio, self.fold, self.residual_sd = recipe.ratio, recipe.fold, net.residual_sd
         self.label_fold = recipe.ratio // recipe.label_pool
-        inputs = ("t1w" in self.images) * recipe.ratio**3 + ("labels" in self.images) * classes * self.label_fold**3
-        self.classes = classes if "labels" in self.images else 0
-        self.features = nn.Conv3d(max(1, inputs), width, 1)
-        self.tissues = nn.Sequential(nn.Conv3d(1, 16, 3, padding=1), nn.SiLU(), nn.Conv3d(16, TISSUES, 1))
-        basis = self.classes + TISSUES * ("t1w" in self.images) + 1
+        # a convolution whose kernel is its stride folds space into channels and mixes them
+        self.features, basis = nn.ModuleDict(), 0
+        if "labels" in self.images:
+            self.features["labels"] = nn.Conv3d(classes, width, self.label_fold, self.label_fold)
+            basis += classes
+        if "t1w" in self.images:
+            self.features["t1w"] = nn.Conv3d(1, width, recipe.ratio, recipe.ratio)
+            self.tissues = nn.Sequential(nn.Conv3d(1, 16, 3, padding=1), nn.SiLU(), nn.Conv3d(16, TISSUES, 1))
+            basis += TISSUES
+        basis = basis or 1
         self.painter = Painter(basis, latent // recipe.fold**3, net.embedding, recipe.fold)
         self.embedding = RecordEmbedding(len(recipe.conditioning.variables), net.embedding)
         self.stem = nn.Conv3d(2 * latent, width, 3, padding=1)
@@ -185,17 +192,18 @@ class Denoiser(nn.Module):
     def prepare(self, t1w: Tensor, labels: Tensor) -> Sources:
         """Features and painting basis of N heads."""
         shape = [n // self.ratio for n in t1w.shape[1:]]
-        paint = [n * self.fold for n in shape]
-        inputs, basis = [], [torch.ones(len(t1w), 1, *paint, device=t1w.device)]
-        if "t1w" in self.images:
-            inputs.append(fold(t1w[:, None], self.ratio))
-            small = F.avg_pool3d(t1w[:, None], self.ratio // self.fold)
-            basis.append(torch.sigmoid(self.tissues(small)).float())
+        features, basis = t1w.new_zeros(len(t1w), 1, *shape), []
         if "labels" in self.images:
-            inputs.append(fold(labels, self.label_fold))
-            basis.append(F.avg_pool3d(labels, self.label_fold // self.fold) if self.label_fold > self.fold else labels)
-        stacked = torch.cat(inputs, dim=1) if inputs else basis[0].new_ones(len(t1w), 1, *shape)
-        return Sources(self.features(stacked), torch.cat(basis, dim=1).flatten(2))
+            features = features + self.features["labels"](labels)
+            pool = self.label_fold // self.fold
+            basis.append((F.avg_pool3d(labels, pool) if pool > 1 else labels).flatten(2))
+        if "t1w" in self.images:
+            features = features + self.features["t1w"](t1w[:, None])
+            small = F.avg_pool3d(t1w[:, None], self.ratio // self.fold)
+            basis.append(torch.sigmoid(self.tissues(small).float()).flatten(2))
+        if not basis:
+            basis.append(t1w.new_ones(len(t1w), 1, math.prod(n * self.fold for n in shape)))
+        return Sources(features, tuple(basis))
 
     def forward(self, x: Tensor, t: Tensor, sources: Sources, condition: Condition) -> Tensor:
         """Velocity at ``x (N, C, x, y, z)`` and times ``t (N,)``."""

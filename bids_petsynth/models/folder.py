@@ -33,11 +33,14 @@ class Model:
     variables
         Mean and SD of the conditioning variables after their transform.
     spread
-        Per tracer, the factor by which the draws' deviations from their mean are multiplied so that they are calibrated.
+        Per tracer, the factor on the draws' deviations from their mean that makes them calibrated.
     heads
         Names of the heads that it was trained on.
     demonstration
         True if it was trained on simulated PET.
+    weights_sha256, fingerprint
+        Of a loaded model: checksum of its weights (over their checksums where there are several files), and of
+        ``model.json``, which changes with any of its files.
     """
 
     recipe: Recipe
@@ -52,6 +55,8 @@ class Model:
     demonstration: bool = False
     spread: Mapping[str, float] = field(default_factory=dict)
     card: str = ""
+    weights_sha256: str = ""
+    fingerprint: str = ""
 
 
 def _tensors(model: Model) -> dict[str, Tensor]:
@@ -61,6 +66,12 @@ def _tensors(model: Model) -> dict[str, Tensor]:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _weights_sum(sums: Mapping[str, str]) -> str:
+    """Checksum of all weight files: a single file's own, else that of their checksums in order."""
+    files = [sums[name] for name in sorted(sums) if name.startswith("weights-")]
+    return files[0] if len(files) == 1 else hashlib.sha256("".join(files).encode()).hexdigest()
 
 
 def _shards(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -87,7 +98,8 @@ def save_model(model: Model, folder: Path) -> None:
         save_file(shard, folder / f"weights-{number:05d}.safetensors")
     (folder / "recipe.toml").write_text(recipe_text(model.recipe), encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(model.card, encoding="utf-8")
-    (folder / "calibration.json").write_text(json.dumps({"spread": dict(model.spread)}, indent=2) + "\n", encoding="utf-8")
+    calibration = json.dumps({"spread": dict(model.spread)}, indent=2)
+    (folder / "calibration.json").write_text(calibration + "\n", encoding="utf-8")
     names = ["recipe.toml", "MODEL_CARD.md", "calibration.json", *sorted(p.name for p in folder.glob("weights-*"))]
     about = {
         "format": FORMAT,
@@ -162,7 +174,7 @@ def _load_weights(folder: Path, files: list[str], model: Model) -> None:
     expected = _tensors(model)
     for name, value in expected.items():
         if name not in found:
-            raise ModelError(f"The weights in {folder} lack the tensor {name} that the recipe asks for; the two do not match.")
+            raise ModelError(f"The weights in {folder} lack the tensor {name} of the recipe; the two do not match.")
         if found[name].shape != value.shape:
             raise ModelError(
                 f"The tensor {name} in {folder} has the shape {tuple(found[name].shape)} where the recipe asks for "
@@ -170,7 +182,7 @@ def _load_weights(folder: Path, files: list[str], model: Model) -> None:
             )
     extra = sorted(set(found) - set(expected))
     if extra:
-        raise ModelError(f"The weights in {folder} hold {extra[0]}, which the recipe does not ask for; the two do not match.")
+        raise ModelError(f"The weights in {folder} hold {extra[0]}, which the recipe lacks; the two do not match.")
     for part, net in (("denoiser.", model.denoiser), ("space.", model.space)):
         net.load_state_dict({k.removeprefix(part): v.float() for k, v in found.items() if k.startswith(part)})
 
@@ -208,9 +220,13 @@ def load_model(folder: Path) -> Model:
             demonstration=bool(about["demonstration"]),
             spread={str(k): float(v) for k, v in calibration["spread"].items()},
             card=(folder / "MODEL_CARD.md").read_text(encoding="utf-8"),
+            weights_sha256=_weights_sum(about["sha256"]),
+            fingerprint=_sha256(folder / "model.json"),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder}/model.json does not fit its recipe ({error}); copy the model folder again.") from None
+        raise ModelError(
+            f"{folder}/model.json does not fit its recipe ({error}); copy the model folder again."
+        ) from None
     if not len(model.latent_mean) == len(model.latent_sd) == recipe.latent_channels:
         raise ModelError(f"{folder}/model.json standardises another number of latent channels than the recipe has.")
     _load_weights(folder, sorted(n for n in about["sha256"] if n.startswith("weights-")), model)

@@ -158,7 +158,7 @@ class Recipe(_Part):
             exact = self.space.fold / (2 * self.space.cutoff * self.grid.voxel_size)
             if abs(exact - round(exact)) > 1e-6 or round(exact) < self.space.fold:
                 raise ValueError(
-                    "space.cutoff: fold / (2 · cutoff · voxel_size) must be a whole number, at least fold; change cutoff"
+                    "space.cutoff: fold / (2 · cutoff · voxel_size) must be a whole number ≥ fold; change cutoff"
                 )
         multiple = self.ratio * 2 ** (len(self.network.channels) - 1)
         if any(n % multiple for n in self.grid.shape):

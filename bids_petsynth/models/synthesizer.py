@@ -38,14 +38,14 @@ def choose_device(name: str) -> str:
         raise UsageError(f"Unknown device {name}; use cpu, cuda, cuda:N or auto.")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise UsageError(
-            f"The device {name} was asked for, but torch sees no such GPU here; in a container start Docker with --gpus all "
-            "or Apptainer with --nv, or use --device cpu."
+            f"The device {name} was asked for, but torch sees no such GPU here; in a container start Docker "
+            "with --gpus all or Apptainer with --nv, or use --device cpu."
         )
     return name
 
 
 def pool_labels(probabilities: np.ndarray, factor: int) -> Tensor:
-    """Label probabilities ``(C, X, Y, Z)`` averaged to ``(1, C, X/factor, …)`` float32, class by class to save memory."""
+    """Label probabilities ``(C, X, Y, Z)`` averaged to ``(1, C, X/factor, …)``, class by class to save memory."""
     classes = (torch.from_numpy(np.ascontiguousarray(p)).float()[None, None] for p in probabilities)
     return torch.cat([F.avg_pool3d(p, factor) for p in classes], dim=1)
 
@@ -85,7 +85,7 @@ class Synthesizer:
         return self.model.recipe.tracers
 
     def used_variables(self, record: ClinicalRecord) -> Mapping[str, str]:
-        """Name → status (``found``, ``converted``, ``computed``, ``missing``) of the variables the model is conditioned on."""
+        """Name → status (``found``, ``converted``, ``computed``, ``missing``) of the variables that the model takes."""
         names = [spec.name for spec in self.model.recipe.conditioning.variables]
         status = {n: record.values[n].status if record.get(n) is not None else "missing" for n in names}
         known = record_matrix([record], self.model.recipe.conditioning.variables)[0].isfinite().tolist()
@@ -114,7 +114,7 @@ class Synthesizer:
         Returns
         -------
         ndarray
-            ``(n_draws, X, Y, Z)`` float32 in SUVR, calibrated: deviations from the draws' mean carry the model's spread factor.
+            ``(n_draws, X, Y, Z)`` float32 in SUVR, calibrated: deviations from the draws' mean carry the spread factor.
 
         Raises
         ------
@@ -128,8 +128,8 @@ class Synthesizer:
         shape = tuple(recipe.grid.shape)
         if anatomy.t1w.shape != shape or anatomy.probabilities.shape != (self.model.classes, *shape):
             raise InputError(
-                f"The T1w lies on a grid of {anatomy.t1w.shape} voxels with {len(anatomy.probabilities)} classes, the model "
-                f"takes {shape} with {self.model.classes}; align the T1w to the model's grid first."
+                f"The T1w lies on a grid of {anatomy.t1w.shape} voxels with {len(anatomy.probabilities)} classes, the "
+                f"model takes {shape} with {self.model.classes}; align the T1w to the model's grid first."
             )
         t1w = torch.from_numpy(np.ascontiguousarray(anatomy.t1w, dtype=np.float32))[None]
         labels = pool_labels(anatomy.probabilities, recipe.label_pool)

@@ -78,25 +78,48 @@ def deform(
     tuple
         Deformed images (dtype kept) and labels. Outside the field of view both are 0.
     """
+    grid = backward_map(labels, log_factors, generator, head_size, voxel_size)
+    size = torch.tensor(labels.shape[1:], dtype=torch.float32, device=labels.device)
+    moved = F.grid_sample(images.float(), grid, "bilinear", "zeros", align_corners=False).to(images.dtype)
+    dithered = grid + 2 * _dither(labels.shape[1:], labels.device) / size.flip(0)
+    codes = F.grid_sample(labels[:, None].float(), dithered, "nearest", "zeros", align_corners=False)[:, 0]
+    return moved, codes.round().to(labels.dtype)
+
+
+def backward_map(
+    labels: Tensor,
+    log_factors: np.ndarray | Tensor,
+    generator: Generator | None = None,
+    head_size: np.ndarray | Tensor | None = None,
+    voxel_size: float = 2.0,
+) -> Tensor:
+    """Where each voxel of the deformed head comes from; parameters as in :func:`deform`.
+
+    Returns
+    -------
+    Tensor
+        ``(B, X, Y, Z, 3)`` coordinates in the order z, y, x, scaled to [-1, 1] between the outer faces of the grid, as
+        ``torch.nn.functional.grid_sample`` with ``align_corners=False`` takes them.
+    """
     device, shape = labels.device, labels.shape[1:]
     factors = torch.as_tensor(np.asarray(log_factors), dtype=torch.float32, device=device)
     field = torch.stack([_grow(one, row) for one, row in zip(labels, factors, strict=True)])
     if generator is not None:
         field = field + _random_field(field.shape, generator, voxel_size).to(device)
-    field = _inverse(field)
-    field = F.interpolate(field, size=shape, mode="trilinear", align_corners=False)
-    grid = F.affine_grid(torch.eye(3, 4, device=device).expand(len(labels), 3, 4), [len(labels), 1, *shape], align_corners=False)
+    field = F.interpolate(_inverse(field), size=shape, mode="trilinear", align_corners=False)
+    grid = _identity(len(labels), shape, device)
     size = torch.tensor(shape, dtype=torch.float32, device=device)
-    # grid_sample wants coordinates in [-1, 1] in the order z, y, x
     grid = grid + (2 * field.permute(0, 2, 3, 4, 1) / size).flip(-1)
     if head_size is not None:
         scale = torch.exp(torch.as_tensor(np.asarray(head_size), dtype=torch.float32, device=device) / 3)
         centre = _centre(labels)
         grid = (grid - centre) / scale.view(-1, 1, 1, 1, 1) + centre
-    moved = F.grid_sample(images.float(), grid, "bilinear", "zeros", align_corners=False).to(images.dtype)
-    dithered = grid + 2 * _dither(shape, device) / size.flip(0)
-    codes = F.grid_sample(labels[:, None].float(), dithered, "nearest", "zeros", align_corners=False)[:, 0]
-    return moved, codes.round().to(labels.dtype)
+    return grid
+
+
+def _identity(batch: int, shape: torch.Size, device: torch.device) -> Tensor:
+    """The map that changes nothing, see :func:`backward_map`."""
+    return F.affine_grid(torch.eye(3, 4, device=device).expand(batch, 3, 4), [batch, 1, *shape], align_corners=False)
 
 
 def _dither(shape: torch.Size, device: torch.device) -> Tensor:
@@ -188,7 +211,7 @@ def _inverse(field: Tensor) -> Tensor:
     """The displacement ``v`` with ``v(y) = -u(y + v(y))``, by fixed-point iteration; both in full-resolution voxels."""
     shape = field.shape[2:]
     size = 2 * torch.tensor(shape, dtype=torch.float32, device=field.device)
-    grid = F.affine_grid(torch.eye(3, 4, device=field.device).expand(len(field), 3, 4), [len(field), 1, *shape], align_corners=False)
+    grid = _identity(len(field), shape, field.device)
     inverse = -field
     for _ in range(int(parameters("sim_shape.tsv")["inverse_iterations"])):
         there = grid + (2 * inverse.permute(0, 2, 3, 4, 1) / size).flip(-1)

@@ -18,7 +18,7 @@ from scipy.optimize import lsq_linear
 
 from bids_petsynth.anatomy.regions import regions
 from bids_petsynth.pet.tracers import tracer as tracer_of
-from bids_petsynth.simulation.parameters import SOFT_TISSUE, class_names, members, parameters
+from bids_petsynth.simulation.parameters import class_names, members, parameters
 from bids_petsynth.simulation.scanner import FWHM, gaussian_blur
 from bids_petsynth.simulation.uptake import grey, reference_mask, target_mask, with_choroid_plexus
 from bids_petsynth.tables import read_table
@@ -68,15 +68,21 @@ def mixtures(heads: torch.Tensor, voxel_size: float = 2.0) -> tuple[np.ndarray, 
     return mean, {name: np.mean(found, axis=0) for name, found in special.items()}, np.mean(volumes, axis=0)
 
 
-def prior(tracer: str, column: str) -> np.ndarray:
-    """Effective values known beforehand, ``(K,)``; florbetapir takes florbetaben's."""
+def prior(tracer: str, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Effective values known beforehand and how far a solution may lie from them, ``(K,)`` each.
+
+    Florbetapir takes florbetaben's.
+    """
     out = np.full(len(class_names()), np.nan)
+    stiffness = np.full(len(out), parameters("sim_calibration.tsv")["stiffness"])
     for row in read_table("sim_prior.tsv"):
         if row["tracer"] == ("FBB" if tracer == "AV45" else tracer):
             out[members(row["regions"])] = float(row[column])
+            if row["stiffness"]:
+                stiffness[members(row["regions"])] = float(row["stiffness"])
     if np.isnan(out).any():
         raise ValueError(f"sim_prior.tsv lacks {tracer} of {np.array(class_names())[np.isnan(out)]}")
-    return out
+    return out, stiffness
 
 
 def solve(
@@ -94,7 +100,7 @@ def calibrate(heads: torch.Tensor) -> tuple[list[dict[str, object]], list[dict[s
     p = parameters("sim_calibration.tsv")
     names = class_names()
     uptake, report = [], []
-    given = members(",".join(("background", "extra_axial_csf", "choroid_plexus", *SOFT_TISSUE)))
+    given = members("extra_axial_csf,choroid_plexus")
     takers = [region.name for region in regions() if region.tissue == "gm" and region.lobe != "cerebellum"]
     takers += ["caudate", "putamen", "accumbens", "pallidum", "hippocampus", "amygdala"]
     floor = np.where(grey(), p["grey_floor"], 0.0)
@@ -119,7 +125,7 @@ def calibrate(heads: torch.Tensor) -> tuple[list[dict[str, object]], list[dict[s
             wanted = np.array([1.0] + [float(row[column]) for row in measured])
             sd = [p["target_sd"] if row["regions"] == "target" else p["tightness"] * float(row[f"{column}_sd"]) for row in measured]
             sd = np.array([p["reference_sd"], *sd])
-            start, stiffness = prior(tracer, column), np.full(len(names), p["stiffness"])
+            start, stiffness = prior(tracer, column)
             stiffness[given] = p["given_stiffness"]
             if column == "high":
                 # what is not part of the disease is the same in both states

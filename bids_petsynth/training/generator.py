@@ -1,7 +1,7 @@
 """Training of a generator on simulated pairs, from prepared arrays of real heads.
 
-``python -m bids_petsynth.training.generator ARRAYS OUT --minutes 45`` trains on all heads but the unseen ones, validates
-on those with the real sampler, calibrates the spread of the draws, and writes the model folder ``OUT/model``.
+``python -m bids_petsynth.training.generator ARRAYS OUT --minutes 45`` trains on all heads but the unseen ones,
+validates on those with the real sampler, calibrates the spread of the draws, and writes the model folder ``OUT/model``.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def evaluate(
     """Figures per tracer on simulated cases, and the spread factor of each tracer.
 
     Figures: mean absolute error and bias of regional SUVR (mean over draws), the error of the mean over all cases
-    as a predictor, cortical SUVR of the negative and positive cases, true and synthetic, voxel correlation in the brain.
+    as a predictor, cortical SUVR of negative and positive cases, true and synthetic, voxel correlation in the brain.
     """
     figures, spread = {}, {}
     for tracer in synthesizer.tracers:
@@ -146,10 +146,11 @@ def evaluate(
         positive = np.array([case.truth["centiloid"] > 50 for case in cases])
         spread[tracer] = spread_factor(y, d)
         error = d.mean(1) - y
+        known = np.isfinite(y).all(0)
         row = {
             "mae": float(np.nanmean(np.abs(error))),
             "bias": float(np.nanmean(error)),
-            "mae_of_mean": float(np.nanmean(np.abs(np.nanmean(y, 0) - y))),
+            "mae_of_mean": float(np.nanmean(np.abs(y[:, known].mean(0) - y[:, known]))),
             "voxel_r": float(np.mean(correlation)),
         }
         for name, group in (("negative", ~positive), ("positive", positive)):
@@ -174,43 +175,48 @@ def evaluation_cases(heads: Heads, recipe: Recipe, n: int) -> list[SimulatedCase
     return cases
 
 
-def model_card(model: Model, figures: dict[str, dict[str, float]], minutes: float, steps: int, unseen: Sequence[str]) -> str:
+def model_card(
+    model: Model, figures: dict[str, dict[str, float]], minutes: float, steps: int, unseen: Sequence[str]
+) -> str:
     """``MODEL_CARD.md`` filled from the run."""
     recipe = model.recipe
     rows = [
         f"| {tracer} | {f['mae']:.3f} | {f['mae_of_mean']:.3f} | {f['bias']:+.3f} | {f['voxel_r']:.3f} | "
         f"{f.get('true_negative', np.nan):.2f} / {f.get('synthetic_negative', np.nan):.2f} | "
-        f"{f.get('true_positive', np.nan):.2f} / {f.get('synthetic_positive', np.nan):.2f} | {model.spread[tracer]:.2f} |"
+        f"{f.get('true_positive', np.nan):.2f} / {f.get('synthetic_positive', np.nan):.2f} | "
+        f"{model.spread[tracer]:.2f} |"
         for tracer, f in figures.items()
     ]
+    grid = f"{' × '.join(map(str, recipe.grid.shape))} voxels of {recipe.grid.voxel_size:g} mm"
     columns = "\n".join(f"- `{spec.name}` ({spec.transform})" for spec in recipe.conditioning.variables)
     return f"""# Model card: {recipe.name} (demonstration)
 
 **This is a demonstration model. It was trained on simulated PET only and has never seen a real PET scan.** Its output
-looks like PET and follows the simulation's rules; it says nothing about a patient. Never use it for diagnosis, treatment
-or scientific conclusions about people. A model trained on a site's own paired scans takes its place with `--model`.
+looks like PET and follows the simulation's rules; it says nothing about a patient. Never use it for diagnosis,
+treatment or scientific conclusions about people. A model trained on a site's own paired scans takes its place with
+`--model`.
 
 ## What it is
 {recipe.title}. {parameters_in_millions(model.denoiser):.1f} million parameters. Sources: {recipe.source}.
 
 ## Training data
-- Anatomy: T1w scans of {len(model.heads)} people of the IXI data set (https://brain-development.org/ixi-dataset/), licence
-  CC BY-SA 3.0: {", ".join(model.heads)}. Never seen, kept for evaluation: {", ".join(unseen)}.
+- Anatomy: T1w scans of {len(model.heads)} people of the IXI data set (https://brain-development.org/ixi-dataset/),
+  licence CC BY-SA 3.0: {", ".join(model.heads)}. Never seen, kept for evaluation: {", ".join(unseen)}.
 - PET, blood and clinical values: simulated (`bids_petsynth.simulation`), no real ones.
 - The weights derive from those scans and are shared under CC BY-SA 3.0 too.
 
 ## Tracers
-{", ".join(recipe.tracers)}, in SUVR on a grid of {" × ".join(map(str, recipe.grid.shape))} voxels of {recipe.grid.voxel_size:g} mm.
+{", ".join(recipe.tracers)}, in SUVR on a grid of {grid}.
 
 ## Conditioning
-T1w, label probabilities, tracer, and of the record (any may be missing; simulated on the scale of the assay that is named):
+T1w, label probabilities, tracer, and of the record (any may be missing; simulated on the named assay's scale):
 
 {columns}
 
 ## Figures on simulated people with unseen heads
 Regional SUVR over all regions; the baseline predicts every region's mean over the same people.
 
-| tracer | MAE | MAE of baseline | bias | voxel r | cortex, negative: true / synthetic | positive: true / synthetic | spread factor |
+| tracer | MAE | baseline | bias | voxel r | cortex, negative: true / synthetic | positive: the same | spread factor |
 |---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
@@ -222,7 +228,9 @@ They verify the software on its own simulation; they are no evidence on real sca
 """
 
 
-def train(arrays: Path, out: Path, recipe: Recipe, minutes: float | None, resume: bool, device: str, validate: float) -> None:
+def train(
+    arrays: Path, out: Path, recipe: Recipe, minutes: float | None, resume: bool, device: str, validate: float
+) -> None:
     """Train, calibrate and write ``out/model``; ``out`` keeps checkpoint, logs and figures."""
     if isinstance(recipe.space, AutoencoderSpec):
         raise UsageError(

@@ -1,8 +1,8 @@
 """Preparing heads for the generator: the template's centroids and mean T1w, and heads on the model grid.
 
 ``python -m bids_petsynth.training.grid template HEADS`` makes ``data/template_centroids.tsv`` and
-``data/templates/mean_T1w.nii.gz`` from labelled heads; ``… heads DATASET HEADS OUT`` runs every head of a dataset through the
-anatomy room as ``participant`` does and keeps what the generator's training reads.
+``data/templates/mean_T1w.nii.gz`` from labelled heads; ``… heads DATASET HEADS OUT`` runs every head of a dataset
+through the anatomy room as ``participant`` does and keeps what the generator's training reads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bids_petsynth.anatomy.bias import bias_field
 from bids_petsynth.anatomy.regions import n_classes
 from bids_petsynth.anatomy.volume import Volume, read_t1w, resample
 from bids_petsynth.tables import data_path
-from bids_petsynth.training.labelling import UNSEEN, merge_dlmuse
+from bids_petsynth.training.labelling import UNSEEN
 
 SHAPE, SPACING = (96, 112, 96), 2.0
 
@@ -55,9 +55,7 @@ def make_template(heads: Path) -> None:
         )
         to_head = align.affine_of(ants.read_transform(found["fwdtransforms"][0]))
         to_mni = np.linalg.inv(to_head)
-        for key, (centre, _) in align.sided_centroids(
-            classes, to_mni @ affine, right, np.zeros(3)
-        ).items():
+        for key, (centre, _) in align.sided_centroids(classes, to_mni @ affine, right, np.zeros(3)).items():
             sums.setdefault(key, []).append(centre)
     # a mirrored head is as good a head: the template is made symmetric
     flip = np.array([-1.0, 1, 1])
@@ -67,7 +65,9 @@ def make_template(heads: Path) -> None:
         out.writerow(["name", "hemisphere", "x", "y", "z", "source"])
         for name, side in sums:
             both = np.array(sums[(name, side)]).mean(0) + flip * np.array(sums[(name, other[side])]).mean(0)
-            source = "mean of 21 IXI heads (DLMUSE labels) after affine registration to MNI152 (nilearn), made symmetric"
+            source = (
+                "mean of 21 IXI heads (DLMUSE labels) after affine registration to MNI152 (nilearn), made symmetric"
+            )
             out.writerow([name, side, *(f"{v:.2f}" for v in both / 2), source])
     from bids_petsynth.tables import read_table
 

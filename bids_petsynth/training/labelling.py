@@ -38,7 +38,7 @@ def tissue_codes() -> Tensor:
 
 
 def merge_dlmuse(labels: np.ndarray) -> np.ndarray:
-    """DLMUSE labels → this project's classes; DLMUSE's two unnamed labels take the nearest named one's class."""
+    """DLMUSE labels → this project's classes; its two unnamed labels take the nearest named one's class."""
     from scipy.ndimage import distance_transform_edt
 
     table = np.zeros(256, np.uint8)

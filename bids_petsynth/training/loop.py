@@ -81,7 +81,7 @@ class Loop:
         return self.state.step / self.spec.steps
 
     def run(self, every: int = 50, pause: Callable[[State], None] | None = None, pause_minutes: float = 10.0) -> None:
-        """Train to the end; log every ``every`` steps, call ``pause`` (its time is not counted) every ``pause_minutes``."""
+        """Train to the end; log every ``every`` steps, call ``pause`` (not counted as time) every ``pause_minutes``."""
         losses: list[float] = []
         next_pause = self.state.elapsed + 60 * pause_minutes
         clock = time.monotonic()

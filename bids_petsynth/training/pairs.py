@@ -70,8 +70,9 @@ def load_heads(path: Path, recipe: Recipe) -> Heads:
     pooled = tuple(n // recipe.label_pool for n in recipe.grid.shape)
     if heads.t1w.shape[1:] != tuple(recipe.grid.shape) or heads.probabilities.shape[2:] != pooled:
         raise UsageError(
-            f"{path} holds heads of {heads.t1w.shape[1:]} and probabilities of {heads.probabilities.shape[2:]} voxels where "
-            f"the recipe {recipe.name} asks for {tuple(recipe.grid.shape)} and {pooled}; prepare the heads for this recipe."
+            f"{path} holds heads of {heads.t1w.shape[1:]} and probabilities of {heads.probabilities.shape[2:]} voxels "
+            f"where the recipe {recipe.name} asks for {tuple(recipe.grid.shape)} and {pooled}; prepare the heads for "
+            "this recipe."
         )
     return heads
 
@@ -122,7 +123,7 @@ def identity_coordinates(shape: Sequence[int]) -> Tensor:
 
 
 def jitter(coordinates: Tensor, rng: Generator) -> Tensor:
-    """The same map after a small turn (SD 2.5°), shift (SD 1.5 % of the field of view) and, half the time, a mirror image."""
+    """The map after a small turn (SD 2.5°), shift (SD 1.5 % of the field of view) and, half the time, mirrored."""
     shape = coordinates.shape[1:]
     turn = rotation(normal(rng, 3).clamp(-2, 2) * math.radians(2.5))
     mirror = torch.tensor([1.0, 1.0, -1.0 if chance(rng, 0.5) else 1.0])
@@ -147,7 +148,7 @@ def pull(image: Tensor, coordinates: Tensor, mode: str = "bilinear") -> Tensor:
 
 
 def vary_intensity(t1w: Tensor, rng: Generator) -> Tensor:
-    """Another scanner's contrast: a monotone curve half the time, a little gamma, bias and noise; white matter stays near 1."""
+    """Another scanner's contrast: sometimes another curve, a little gamma, bias, noise; white matter stays near 1."""
     if chance(rng, 0.3):
         curve = random_curve(torch.cat([t1w.flatten() / 1.6, torch.tensor([1 / 1.6])]), rng)
         curved = (curve[:-1] / curve[-1].clamp(min=0.2)).view_as(t1w)
@@ -185,7 +186,7 @@ def simulate_case(
 
 @dataclass(frozen=True)
 class Batch:
-    """``t1w (N, X, Y, Z)``, ``labels (N, C, …)``, ``latents (N, c, x, y, z)``, records and tracer names of N examples."""
+    """N examples: ``t1w (N, X, Y, Z)``, ``labels (N, C, …)``, ``latents (N, c, x, y, z)``, records and tracer names."""
 
     t1w: Tensor
     labels: Tensor
@@ -238,7 +239,10 @@ class Pool:
             case = self._make(number)
             latents = self._encode(torch.stack(list(case.pet.values()))).half()
             self._kept[number] = _Stored(
-                case.t1w.half(), (case.labels * 255).round().byte(), dict(zip(case.pet, latents, strict=True)), case.record
+                case.t1w.half(),
+                (case.labels * 255).round().byte(),
+                dict(zip(case.pet, latents, strict=True)),
+                case.record,
             )
         return self._kept[number]
 

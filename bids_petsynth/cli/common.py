@@ -1,0 +1,146 @@
+"""Options and helpers that the levels share."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+from pathlib import Path
+
+from bids_petsynth.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that never guesses an option from its first letters, so that new options break nobody's script."""
+
+    def __init__(self, level: str, description: str):
+        super().__init__(
+            prog=f"bids-petsynth BIDS_DIR OUTPUT_DIR {level}",
+            usage=f"bids-petsynth BIDS_DIR OUTPUT_DIR {level} [options]",
+            description=description,
+            allow_abbrev=False,
+        )
+        self.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="root of the raw BIDS dataset")
+        self.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="where results go (made if need be)")
+        self.add_argument("level", choices=[level], metavar=level, help=argparse.SUPPRESS)
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Which participants and scans."""
+    group = parser.add_argument_group("which scans")
+    group.add_argument(
+        "--participant-label",
+        "--participant_label",
+        nargs="+",
+        metavar="LABEL",
+        help="participants to work on, with or without sub- (default: all)",
+    )
+    group.add_argument(
+        "--session-label",
+        "--session-id",
+        nargs="+",
+        metavar="LABEL",
+        help="sessions to work on, with or without ses- (default: all)",
+    )
+    group.add_argument(
+        "--bids-filter-file", type=Path, metavar="JSON", help="PyBIDS filters by kind of image ({'t1w': …})"
+    )
+    group.add_argument(
+        "-d",
+        "--derivatives",
+        nargs="+",
+        default=[],
+        metavar="NAME=PATH",
+        help="preprocessed datasets to use: fmriprep=PATH or smriprep=PATH (T1w and brain mask)",
+    )
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """How it runs."""
+    cores = available_cores()
+    group = parser.add_argument_group("how it runs")
+    group.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N; cuda fails where there is no GPU")
+    group.add_argument("--nprocs", type=_positive, default=cores, metavar="N", help="cores to use in all (default: those granted, here %(default)s)")
+    group.add_argument(
+        "--omp-nthreads", type=_positive, metavar="N", help="threads of one step (default: all of --nprocs, at most 8)"
+    )
+    group.add_argument(
+        "-w", "--work-dir", type=Path, metavar="DIR", help="keep intermediate files here (default: a temporary folder)"
+    )
+    group.add_argument("--random-seed", type=int, default=0, metavar="N", help="seed of everything random (default: %(default)s)")
+    group.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice for debugging")
+
+
+def _positive(text: str) -> int:
+    """A whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+positive = _positive
+
+
+def available_cores() -> int:
+    """Cores that this process may use, as the scheduler or the container grants them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    if (granted := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
+        cores = min(cores, int(granted))
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        limit, period = (quota.read_text().split() + ["1"])[:2]
+        if limit.isdigit():
+            cores = min(cores, max(1, round(int(limit) / int(period))))
+    return max(1, cores)
+
+
+def set_up(threads: int, seed: int, verbose: int) -> None:
+    """Fix threads and seeds of the libraries before they are imported, and start the log."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+        os.environ[name] = str(threads)
+    # ANTs takes 0 for "no seed"
+    os.environ["ANTS_RANDOM_SEED"] = str(abs(seed) + 1)
+    # neither Nipype nor TemplateFlow may look for updates
+    os.environ.setdefault("NO_ET", "1")
+    os.environ.setdefault("NIPYPE_NO_ET", "1")
+    os.environ.setdefault("TEMPLATEFLOW_AUTOUPDATE", "0")
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("bids_petsynth").setLevel(level)
+
+
+def find_requested(arguments: argparse.Namespace) -> list:
+    """The cases that the selection options ask for."""
+    from bids_petsynth.bids.index import find_cases, read_filter_file
+
+    filters = read_filter_file(arguments.bids_filter_file) if arguments.bids_filter_file else None
+    return find_cases(
+        arguments.bids_dir,
+        participants=arguments.participant_label,
+        sessions=arguments.session_label,
+        filters=filters,
+        derivatives=derivative_folders(arguments.derivatives),
+    )
+
+
+def derivative_folders(pairs: list[str]) -> dict[str, Path]:
+    """``NAME=PATH`` words as a mapping.
+
+    Raises
+    ------
+    UsageError
+        If a word has another form or a name is given twice.
+    """
+    found: dict[str, Path] = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not equals or not path or not re.fullmatch(r"[A-Za-z0-9_]+", name):
+            raise UsageError(
+                f"--derivatives takes NAME=PATH (such as fmriprep=/data/derivatives/fmriprep), not {pair!r}."
+            )
+        if name in found:
+            raise UsageError(f"--derivatives names {name} twice; give each dataset its own name.")
+        found[name] = Path(path)
+    return found

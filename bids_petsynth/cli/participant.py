@@ -1,0 +1,196 @@
+"""``participant``: synthetic PET for every participant with a T1w."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from bids_petsynth.cli.common import (
+    Parser,
+    add_running,
+    add_selection,
+    derivative_folders,
+    find_requested,
+    positive,
+    set_up,
+)
+from bids_petsynth.errors import UsageError
+from bids_petsynth.settings import Settings, Space
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the level."""
+    out = Parser(
+        "participant",
+        "Writes synthetic PET (mean and standard deviation over draws, in SUVR), regional tables and anatomical "
+        "derivatives for every participant with a T1w. Research only; not a medical device.",
+    )
+    add_selection(out)
+    what = out.add_argument_group("what is made")
+    what.add_argument(
+        "--tracer", nargs="+", default=["AV45"], metavar="NAME", help="tracers to synthesise: AV45 FDG AV1451 … (default: AV45)"
+    )
+    what.add_argument(
+        "--model", type=Path, metavar="FOLDER", help="model folder (default: the built-in demonstration model)"
+    )
+    what.add_argument("--n-draws", type=positive, default=8, metavar="N", help="draws per scan (default: %(default)s)")
+    what.add_argument("--save-draws", action="store_true", help="write every draw, not only their mean and SD")
+    what.add_argument(
+        "--output-spaces",
+        nargs="+",
+        default=["T1w"],
+        metavar="SPACE[:res-N]",
+        help="T1w (default) and TemplateFlow templates such as MNI152NLin2009cAsym:res-2",
+    )
+    what.add_argument("--record-values", action="store_true", help="write the clinical values, too, into the sidecars")
+    plan = out.add_argument_group("clinical columns")
+    plan.add_argument(
+        "--mapping", type=Path, metavar="TSV", help="what the dataset's columns mean (see --write-mapping)"
+    )
+    plan.add_argument(
+        "--write-mapping", type=Path, metavar="TSV", help="write such a file with guesses filled in, and end"
+    )
+    plan.add_argument(
+        "--dry-run", action="store_true", help="print inputs, variables and outputs of each participant, and end"
+    )
+    add_running(out)
+    out.add_argument("--stop-on-first-crash", action="store_true", help="do not go on after a participant has failed")
+    out.add_argument(
+        "--skip-bids-validation",
+        action="store_true",
+        help="accepted for other BIDS Apps' sake: nothing is validated here",
+    )
+    return out
+
+
+def settings_from(arguments: argparse.Namespace) -> Settings:
+    """Check the arguments and freeze them.
+
+    Raises
+    ------
+    UsageError
+        If a tracer, space, or folder is not usable.
+    """
+    from bids_petsynth.pet.tracers import tracer
+
+    tracers = tuple(dict.fromkeys(tracer(name).name for name in arguments.tracer))
+    threads = arguments.omp_nthreads or min(8, arguments.nprocs)
+    if threads > arguments.nprocs:
+        raise UsageError(
+            f"--omp-nthreads {threads} is more than --nprocs {arguments.nprocs}; lower the one or raise the other."
+        )
+    return Settings(
+        bids_dir=arguments.bids_dir,
+        out_dir=arguments.output_dir,
+        tracers=tracers,
+        model=arguments.model,
+        device=arguments.device,
+        n_draws=arguments.n_draws,
+        save_draws=arguments.save_draws,
+        seed=arguments.random_seed,
+        spaces=tuple(dict.fromkeys(space_from(text) for text in arguments.output_spaces)),
+        derivatives=derivative_folders(arguments.derivatives),
+        mapping=arguments.mapping,
+        record_values=arguments.record_values,
+        nprocs=arguments.nprocs,
+        omp_nthreads=threads,
+        work_dir=arguments.work_dir,
+        stop_on_first_crash=arguments.stop_on_first_crash,
+    )
+
+
+def space_from(text: str) -> Space:
+    """``T1w`` or ``NAME[:res-N]``."""
+    name, _, resolution = text.partition(":")
+    match = re.fullmatch(r"res-0*([1-9]\d*)", resolution) if resolution else None
+    if not re.fullmatch(r"[A-Za-z0-9]+", name) or (resolution and match is None):
+        raise UsageError(f"--output-spaces takes names such as T1w or MNI152NLin2009cAsym:res-2, not {text!r}.")
+    return Space(name, int(match.group(1)) if match else 2)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it; 0 if every participant is done, 1 if one failed."""
+    settings = settings_from(arguments)
+    set_up(settings.omp_nthreads, settings.seed, arguments.verbose)
+    cases = find_requested(arguments)
+    if arguments.write_mapping:
+        return _write_mapping(arguments.write_mapping, cases, settings)
+    from bids_petsynth.workflows import steps
+
+    model = steps.model_of(settings.model, settings.device).generator
+    for tracer in settings.tracers:
+        model.check_tracer(tracer)
+    for space in settings.spaces:
+        if not space.is_native:
+            from bids_petsynth.anatomy.normalisation import find_template
+
+            find_template(space.name, space.resolution)
+    if arguments.dry_run:
+        return _dry_run(cases, settings)
+    from bids_petsynth import __version__
+    from bids_petsynth.bids.dataset import FAILED, write_dataset_files
+    from bids_petsynth.bids.sink import check_writable
+    from bids_petsynth.cli.progress import Progress
+    from bids_petsynth.workflows.participant import run as run_cases
+
+    check_writable(settings.out_dir)
+    write_dataset_files(settings.out_dir, settings.bids_dir, __version__, settings.derivatives)
+    with Progress(len(cases) * len(settings.tracers)) as progress:
+        if model.model.demonstration:
+            progress.say("Demonstration model, trained on SIMULATED PET: nothing it writes is evidence about a person.")
+        for case in cases:
+            for sentence in case.notes:
+                progress.say(sentence)
+        outcomes = run_cases(cases, settings, progress.outcome)
+    failed = [o for o in outcomes if o.status == FAILED]
+    done = len(outcomes) - len(failed)
+    print(f"{done} of {len(outcomes)} scans and tracers done; results in {settings.out_dir}.")
+    if failed:
+        print(f"{len(failed)} failed; the reasons are above and in {settings.out_dir / 'status.tsv'}.")
+    return 1 if failed else 0
+
+
+def _write_mapping(path: Path, cases: list, settings: Settings) -> int:
+    """The mapping file of the columns of all tables of these cases."""
+    from bids_petsynth.bids.tables import dataset_rows
+    from bids_petsynth.clinical.mapping import write_mapping
+
+    rows = [row for case in cases for row in dataset_rows(settings.bids_dir, case.participant, case.session)[0]]
+    write_mapping(path, rows)
+    print(f"{path} written: check its guesses, then give it as --mapping {path}.")
+    return 0
+
+
+def _dry_run(cases: list, settings: Settings) -> int:
+    """Print what a run would read and write; nothing is written."""
+    from bids_petsynth.bids.naming import output_path
+    from bids_petsynth.errors import InputError
+    from bids_petsynth.workflows import steps
+    from bids_petsynth.workflows.outputs import PET_KEY
+    from bids_petsynth.workflows.participant import plan
+
+    model = steps.model_of(settings.model, settings.device).generator
+    res = round(model.model.recipe.grid.voxel_size)
+    code = 0
+    for case in cases:
+        print(case.label)
+        try:
+            job = plan(case, settings)
+        except InputError as error:
+            code = 1
+            print(f"  cannot be worked on: {error}")
+            continue
+        print(f"  T1w        {case.derivatives.get('preproc_t1w', case.t1w)}")
+        used = model.used_variables(job.record)
+        for name, value in sorted(job.record.values.items(), key=lambda item: item[0] not in used):
+            if name in used or value.status != "missing":
+                state = used.get(name, value.status)
+                extra = "" if name in used else " (not an input of this model)"
+                print(f"  {name:<20} {state:<10} {value.source}{extra}")
+        for sentence in (*case.notes, *job.record.warnings):
+            print(f"  note       {sentence}")
+        for tracer in settings.tracers:
+            state = "up to date" if tracer in job.current else "to do"
+            print(f"  {tracer:<10} {state:<10} {output_path(PET_KEY, case, tracer=tracer, res=res)}")
+    return code

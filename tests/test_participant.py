@@ -1,0 +1,240 @@
+"""``participant`` as its users call it: on the example dataset, again, with changes, and with bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_petsynth.cli.main import main
+
+EXPECTED = Path(__file__).parent / "participant_outputs.txt"
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+@pytest.fixture(scope="module")
+def run(example, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "out"
+    command = [
+        example,
+        out,
+        "participant",
+        "--tracer",
+        "AV45",
+        "FDG",
+        "--n-draws",
+        "3",
+        "--save-draws",
+        "--device",
+        "cpu",
+    ]
+    assert main([str(word) for word in command]) == 0
+    return out
+
+
+def listing(out: Path) -> list[str]:
+    return sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+
+
+def test_every_expected_file_and_no_other(run):
+    assert listing(run) == EXPECTED.read_text().split()
+
+
+def test_validator_finds_no_error(run):
+    tool = shutil.which("bids-validator-deno", path=str(Path(__import__("sys").executable).parent))
+    assert tool, "bids-validator-deno is not in this environment; `make env` installs it"
+    done = subprocess.run([tool, str(run), "--json"], capture_output=True, text=True)
+    found = json.loads(done.stdout)["issues"]["issues"]
+    assert [issue for issue in found if issue["severity"] == "error"] == []
+
+
+def test_images_are_suvr_on_the_t1w(run, example):
+    for label in ("sub-negative", "sub-positive"):
+        folder = run / label / "pet"
+        image = nib.load(folder / f"{label}_trc-AV45_space-T1w_res-2_desc-synthMean_pet.nii.gz")
+        assert np.allclose(image.header.get_zooms(), 2, atol=1e-4)
+        data = image.get_fdata()
+        draws = [nib.load(p).get_fdata() for p in sorted(folder.glob("*_trc-AV45_*desc-synth0*_pet.nii.gz"))]
+        assert len(draws) == 3
+        assert np.allclose(np.mean(draws, 0), data, atol=1e-4)
+        std = nib.load(folder / f"{label}_trc-AV45_space-T1w_res-2_desc-synthStd_pet.nii.gz").get_fdata()
+        assert np.allclose(np.std(draws, 0, ddof=1), std, atol=1e-4)
+        # the PET lies on the T1w: their centres of mass in scanner space agree
+        t1w = nib.load(run / label / "anat" / f"{label}_desc-brain_mask.nii.gz")
+        centres = []
+        for picture in (t1w.get_fdata(), np.clip(data, 0, 3)):
+            where = np.indices(picture.shape).reshape(3, -1) @ picture.ravel() / picture.sum()
+            affine = t1w.affine if picture.shape == t1w.shape else image.affine
+            centres.append(affine[:3, :3] @ where + affine[:3, 3])
+        assert np.linalg.norm(centres[0] - centres[1]) < 15
+        table = rows(folder / f"{label}_trc-AV45_desc-synthMean_suvr.tsv")
+        assert float(next(r["suvr"] for r in table if r["name"] == "whole_cerebellum")) == pytest.approx(1, abs=1e-3)
+
+
+def test_sidecar_says_what_it_is(run):
+    path = run / "sub-positive/pet/sub-positive_trc-AV45_space-T1w_res-2_desc-synthMean_pet.json"
+    about = json.loads(path.read_text())
+    assert about["Synthetic"] is True and about["DemonstrationModel"] is True and about["Units"] == "unitless"
+    assert about["Conditioning"]["ptau217_lumipulse"]["Status"] in ("found", "converted")
+    assert len(about["Model"]["WeightsSHA256"]) == 64
+    assert any(uri.startswith("bids:raw:sub-positive/anat/") for uri in about["Sources"])
+    text = path.read_text()
+    assert '"Value"' not in text
+
+
+def test_the_profiles_differ(run):
+    measures = {
+        label: rows(run / label / "pet" / f"{label}_trc-AV45_desc-synthMean_measures.tsv")[0]
+        for label in ("sub-negative", "sub-positive")
+    }
+    values = {label: float(row["centiloid_approximate"]) for label, row in measures.items()}
+    assert values["sub-positive"] > values["sub-negative"] + 20
+    assert float(measures["sub-positive"]["probability_positive"]) > float(
+        measures["sub-negative"]["probability_positive"]
+    )
+    cohort = rows(run / "group_desc-synthMean_regions.tsv")
+    assert [(r["participant_id"], r["tracer"]) for r in cohort] == [
+        (f"sub-{who}", tracer) for who in ("negative", "positive") for tracer in ("AV45", "FDG")
+    ]
+
+
+def test_a_rerun_does_only_what_changed(run, example, tmp_path, capsys):
+    out, bids = tmp_path / "out", tmp_path / "bids"
+    shutil.copytree(run, out)
+    shutil.copytree(example, bids)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("sub-*.nii.gz")}
+    command = [bids, out, "participant", "--tracer", "AV45", "--n-draws", "3", "--save-draws", "--device", "cpu"]
+    command = [str(word) for word in command]
+    assert main(command) == 0
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("sub-*.nii.gz")} == before
+    assert "up to date" in (out / "status.tsv").read_text()
+    table = bids / "participants.tsv"
+    lines = table.read_text().splitlines()
+    changed = [line if not line.startswith("sub-positive") else _with_age(lines[0], line, "70") for line in lines]
+    table.write_text("\n".join(changed) + "\n")
+    assert main(command) == 0
+    renewed = {p for p, time in before.items() if p.stat().st_mtime_ns != time}
+    assert renewed and all("sub-positive_trc-AV45" in p.name for p in renewed)
+    capsys.readouterr()
+
+
+def _with_age(header: str, line: str, age: str) -> str:
+    cells = line.split("\t")
+    cells[header.split("\t").index("age")] = age
+    return "\t".join(cells)
+
+
+def test_python_gives_the_same_as_the_command(run, example):
+    from bids_petsynth import Synthesizer
+
+    header, *lines = (example / "participants.tsv").read_text().splitlines()
+    cells = dict(
+        zip(header.split("\t"), next(x for x in lines if x.startswith("sub-positive")).split("\t"), strict=True)
+    )
+    record = {k: v for k, v in cells.items() if k not in ("participant_id",) and v != "n/a"}
+    names = {
+        "age",
+        "sex",
+        "apoe_genotype",
+        "ptau217_lumipulse",
+        "ab42_40_lumipulse",
+        "ptau181_simoa",
+        "gfap_simoa",
+        "nfl_simoa",
+    }
+    t1w = next(example.glob("sub-positive/anat/*_T1w.nii.gz"))
+    pet = Synthesizer.load(device="cpu").synthesize(t1w, {k: record[k] for k in names}, tracer="AV45", n_draws=3)
+    written = nib.load(run / "sub-positive/pet/sub-positive_trc-AV45_space-T1w_res-2_desc-synthMean_pet.nii.gz")
+    assert np.abs(pet.mean - written.get_fdata()).max() < 0.02
+
+
+def bad_dataset(example: Path, folder: Path) -> Path:
+    """The example's positive head beside six participants whose input is bad, each in its own way."""
+    shutil.copytree(example, folder)
+    shutil.rmtree(folder / "sub-negative")
+    good = next((folder / "sub-positive" / "anat").glob("*_T1w.nii.gz"))
+    made = {}
+    for label in ("text", "cut", "zeros", "fourd", "dangling"):
+        made[label] = folder / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz"
+        made[label].parent.mkdir(parents=True)
+    made["text"].write_bytes(b"no image, but not empty" * 20)
+    made["cut"].write_bytes(good.read_bytes()[:200_000])
+    nib.save(nib.Nifti1Image(np.zeros((60, 60, 60), np.float32), np.diag([3.0, 3, 3, 1])), made["zeros"])
+    nib.save(nib.Nifti1Image(np.ones((40, 40, 40, 4), np.float32), np.diag([4.0, 4, 4, 1])), made["fourd"])
+    made["dangling"].symlink_to(folder / ".git" / "annex" / "objects" / "nowhere")
+    (folder / "sub-empty" / "anat").mkdir(parents=True)
+    (folder / "sub-empty" / "anat" / "sub-empty_T2w.json").write_text("{}")
+    return folder
+
+
+def test_bad_participants_fail_alone(example, tmp_path, capsys):
+    bids, out = bad_dataset(example, tmp_path / "bids"), tmp_path / "out"
+    code = main([str(bids), str(out), "participant", "--n-draws", "2", "--device", "cpu"])
+    assert code == 1
+    status = {r["participant_id"]: r for r in rows(out / "status.tsv")}
+    assert status["sub-positive"]["status"] == "done"
+    reasons = {
+        "text": "not a readable NIfTI",
+        "cut": "truncated",
+        "zeros": "one value only",
+        "fourd": "4 dimensions",
+        "dangling": "",
+        "empty": "T1w",
+    }
+    for label, part in reasons.items():
+        row = status[f"sub-{label}"]
+        assert row["status"] == "failed" and part in row["reason"] and f"sub-{label}" in row["reason"], row
+        assert row["reason"].count("\n") == 0 and "Traceback" not in row["reason"]
+    assert "FAILED" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--tracer", "AV99"], "AV45"),
+        (["--tracer", "FBB"], "does not know the tracer FBB"),
+        (["--device", "cuda:7"], "--gpus all"),
+        (["--model", "/nowhere"], "no model folder /nowhere"),
+        (["--output-spaces", "MNI:3mm"], "--output-spaces"),
+        (["--participant-label", "nobody"], "nobody"),
+        (["-d", "fmriprep"], "NAME=PATH"),
+        (["--nprocs", "1", "--omp-nthreads", "4"], "--omp-nthreads 4"),
+    ],
+)
+def test_bad_arguments_end_at_once(example, tmp_path, capsys, words, sentence):
+    assert main([str(example), str(tmp_path / "out"), "participant", *words]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and "Traceback" not in said
+    assert not (tmp_path / "out" / "status.tsv").exists()
+
+
+def test_an_output_folder_that_cannot_be_written(example, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main([str(example), str(tmp_path / "file" / "out"), "participant"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_dry_run_writes_nothing_and_tells_all(example, tmp_path, capsys):
+    assert main([str(example), str(tmp_path / "out"), "participant", "--dry-run", "--tracer", "AV45", "FDG"]) == 0
+    said = capsys.readouterr().out
+    assert "sub-negative" in said and "sub-positive" in said and "ptau217_lumipulse" in said
+    assert "trc-FDG_space-T1w_res-2_desc-synthMean_pet.nii.gz" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_write_mapping(example, tmp_path, capsys):
+    target = tmp_path / "mapping.tsv"
+    assert main([str(example), str(tmp_path / "out"), "participant", "--write-mapping", str(target)]) == 0
+    assert "ptau217_lumipulse" in target.read_text()
+    assert main([str(example), str(tmp_path / "out"), "participant", "--dry-run", "--mapping", str(target)]) == 0
+    capsys.readouterr()
