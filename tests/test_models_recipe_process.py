@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from bids_petsynth.errors import ModelError
+from bids_petsynth.models.codec import unfold
 from bids_petsynth.models.process import (
+    draw_noise,
     euler,
     guided,
     heun,
@@ -78,6 +80,33 @@ def test_times_cover_the_unit_interval_as_the_sampler_does():
     assert (t < middle).float().mean().item() == pytest.approx(0.5, abs=0.01)
     grid = shifted_grid(5, 2.0)
     assert grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()
+
+
+@pytest.mark.parametrize(("noise_sd", "low", "high"), [(1 / math.sqrt(4000), 0.0, 0.6), (1.0, 0.95, 1.05)])
+def test_few_steps_lose_what_many_voxels_share_unless_the_noise_shares_it_too(noise_sd, low, high):
+    """The mean of a region: data N(0, 0.5²), noise N(0, noise_sd²), its exact velocity, five Heun steps."""
+
+    def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        a, b = 0.5**2, noise_sd**2
+        return (t * b - (1 - t) * a) / ((1 - t) ** 2 * a + t**2 * b) * x
+
+    end = heun(velocity, torch.tensor([noise_sd], dtype=torch.float64), shifted_grid(5, 1.5))
+    assert low <= end.abs().item() / 0.5 <= high
+
+
+def test_noise_is_white_plus_constant_within_regions():
+    process = load_recipe("petsynth").process.model_copy(update={"noise_common": 1.5, "noise_region": 2.0})
+    labels = torch.zeros(2, 16, 16, 16)
+    labels[0, :8], labels[1, 8:] = 1, 1
+    rng = torch.Generator().manual_seed(0)
+    means = []
+    for _ in range(400):
+        noise = unfold(draw_noise(process, torch.Size((8, 8, 8, 8)), labels, 2, rng)[None], 2)[0, 0]
+        means.append([noise[:5].mean().item(), noise[11:].mean().item()])
+    means = torch.tensor(means)
+    assert means.std(0).tolist() == pytest.approx([2.5, 2.5], rel=0.12)
+    assert torch.corrcoef(means.T)[0, 1].item() == pytest.approx(1.5**2 / 2.5**2, abs=0.1)
+    assert noise[:5].std().item() == pytest.approx(1, abs=0.1)
 
 
 def test_guidance_extrapolates_from_the_null():

@@ -198,6 +198,45 @@ def test_bad_participants_fail_alone(example, tmp_path, capsys):
     assert "FAILED" in capsys.readouterr().err
 
 
+TABLE = "participant_id\tage\tsex\tptau217_lumipulse\nsub-positive\t71\tF\t0.4\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "units", "missing", "sentence"),
+    [
+        (None, None, {"age", "ptau217_lumipulse"}, "participants.tsv"),
+        (TABLE.replace("sub-positive", "sub-other"), None, {"age"}, "participants.tsv"),
+        (TABLE + "sub-positive\t64\tF\t0.4\n", None, {"age"}, "age"),
+        (TABLE.replace("71", "n/a"), None, {"age"}, ""),
+        (TABLE.replace("71", "seventy"), None, {"age"}, "age"),
+        (TABLE.replace("71", "710"), None, {"age"}, "age"),
+        (TABLE.replace("0.4", "0,4"), None, set(), ""),
+        (TABLE, "furlong", {"ptau217_lumipulse"}, "ptau217_lumipulse"),
+    ],
+    ids=["absent", "no such participant", "duplicates", "n/a", "text", "impossible age", "comma", "unknown unit"],
+)
+def test_trouble_in_participants_tsv_is_named(example, tmp_path, table, units, missing, sentence):
+    from bids_petsynth.bids.index import find_cases
+    from bids_petsynth.settings import Settings
+    from bids_petsynth.workflows.participant import record_of
+
+    bids = tmp_path / "bids"
+    shutil.copytree(example, bids)
+    for name in ("participants.tsv", "participants.json"):
+        (bids / name).unlink()
+    if table is not None:
+        (bids / "participants.tsv").write_text(table)
+        unit = {"ptau217_lumipulse": {"Units": units or "pg/mL"}}
+        (bids / "participants.json").write_text(json.dumps(unit))
+    case = find_cases(bids, participants=["positive"])[0]
+    record = record_of(case, Settings(bids, tmp_path / "out", ("AV45",)))
+    assert missing <= {name for name, value in record.values.items() if value.status == "missing"}
+    if not missing:
+        assert record.get("ptau217_lumipulse") == pytest.approx(0.4)
+    assert any(sentence in text for text in record.warnings) or not sentence
+    assert not any(value in text for text in record.warnings for value in ("710", "seventy", "0.4"))
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

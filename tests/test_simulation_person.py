@@ -121,7 +121,9 @@ def test_one_seed_gives_one_crowd_and_rows_are_its_parts():
 
 
 def test_given_ages_and_sexes_are_kept_and_gaps_filled():
-    people = draw_people(3, np.random.default_rng(5), ages=np.array([55.0, np.nan, 80.0]), sexes=np.array([1.0, 0.0, np.nan]))
+    people = draw_people(
+        3, np.random.default_rng(5), ages=np.array([55.0, np.nan, 80.0]), sexes=np.array([1.0, 0.0, np.nan])
+    )
     assert people.age[0] == 55 and people.age[2] == 80 and np.isfinite(people.age[1])
     assert people.sex[0] == 1 and people.sex[1] == 0 and people.sex[2] in (0, 1)
 

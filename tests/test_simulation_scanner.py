@@ -206,7 +206,9 @@ def test_fifty_florbetaben_scans_measure_the_published_means(heads):
         labels = heads[i % len(heads)][None]
         scan = simulate_pet(labels, people.rows([i]), "FBB", rng)
         masks = [
-            target_mask(labels, "FBB", 2.0) if r["regions"] == "target" else region_mask(labels, tuple(r["regions"].split(",")), 2.0)
+            target_mask(labels, "FBB", 2.0)
+            if r["regions"] == "target"
+            else region_mask(labels, tuple(r["regions"].split(",")), 2.0)
             for r in rows
         ]
         table.append([float(scan[mask].mean()) for mask in masks])

@@ -112,7 +112,9 @@ def _matching(
     if not kept:
         return [], warnings
     dictionary, said = _dictionary(bids_dir, table)
-    columns = {column: text for column, text in dictionary.items() if column in kept[0] and isinstance(text, Mapping)}
+    # MeasurementToolMetadata describes the whole table and is where phenotype files name their assay
+    wanted = {*kept[0], "MeasurementToolMetadata"}
+    columns = {column: text for column, text in dictionary.items() if column in wanted and isinstance(text, Mapping)}
     return [TableRow(name, row, columns, _session(row)) for row in kept], warnings + said
 
 

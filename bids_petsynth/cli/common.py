@@ -60,15 +60,19 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     """How it runs."""
     cores = available_cores()
     group = parser.add_argument_group("how it runs")
-    group.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N; cuda fails where there is no GPU")
-    group.add_argument("--nprocs", type=_positive, default=cores, metavar="N", help="cores to use in all (default: those granted, here %(default)s)")
+    group.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    group.add_argument(
+        "--nprocs", type=_positive, default=cores, metavar="N", help="cores in all (default: all granted, %(default)s)"
+    )
     group.add_argument(
         "--omp-nthreads", type=_positive, metavar="N", help="threads of one step (default: all of --nprocs, at most 8)"
     )
     group.add_argument(
         "-w", "--work-dir", type=Path, metavar="DIR", help="keep intermediate files here (default: a temporary folder)"
     )
-    group.add_argument("--random-seed", type=int, default=0, metavar="N", help="seed of everything random (default: %(default)s)")
+    group.add_argument(
+        "--random-seed", type=int, default=0, metavar="N", help="seed of all chance (default: %(default)s)"
+    )
     group.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice for debugging")
 
 

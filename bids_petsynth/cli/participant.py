@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     add_selection(out)
     what = out.add_argument_group("what is made")
     what.add_argument(
-        "--tracer", nargs="+", default=["AV45"], metavar="NAME", help="tracers to synthesise: AV45 FDG AV1451 … (default: AV45)"
+        "--tracer", nargs="+", default=["AV45"], metavar="NAME", help="tracers: AV45 FDG AV1451 … (default: AV45)"
     )
     what.add_argument(
         "--model", type=Path, metavar="FOLDER", help="model folder (default: the built-in demonstration model)"

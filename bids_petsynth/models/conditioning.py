@@ -121,4 +121,6 @@ class RecordEmbedding(nn.Module):
     def forward(self, values: Tensor, mask: Tensor, tracer: Tensor, t: Tensor) -> Tensor:
         known = (mask * values) @ self.slope + mask @ self.offset
         token = known + (1 - mask) @ self.null
-        return self.out(self.record(token) + self.tracer(tracer) + self.time(time_features(t, 64)))
+        # each stage adds to what it is given: a plain chain of layers is slow to let the record through
+        hidden = token + self.record(token) + self.tracer(tracer) + self.time(time_features(t, 64))
+        return hidden + self.out(hidden)

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bids_petsynth.models.codec import fold, unfold
+from bids_petsynth.models.codec import fold, gaussian_kernel, unfold
 from bids_petsynth.models.conditioning import RecordEmbedding
+from bids_petsynth.models.process import BLUR
 from bids_petsynth.models.recipe import Recipe
 
 #: Learned soft tissue classes, made from the T1w, that are painted beside the labels (soft tissue outside the brain).
@@ -110,11 +111,9 @@ class UNet(nn.Module):
         return self.out(F.silu(self.norm(x)))
 
 
-def _gaussian_kernel(size: int, sigma: float) -> Tensor:
-    x = torch.arange(size) - (size - 1) / 2
-    line = torch.exp(-0.5 * (x / sigma) ** 2)
-    cube = line[:, None, None] * line[:, None] * line
-    return cube / cube.sum()
+def on_painting_grid(labels: Tensor, pool: int) -> Tensor:
+    """Label probabilities averaged over ``pool``³ voxels, so that a latent voxel holds ``fold``³ of them."""
+    return F.avg_pool3d(labels, pool) if pool > 1 else labels
 
 
 class Painter(nn.Module):
@@ -127,11 +126,11 @@ class Painter(nn.Module):
         super().__init__()
         self.channels, self.fold = channels, fold
         self.read = nn.Sequential(nn.Linear(basis * channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-        self.mix = nn.Sequential(nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
+        self.mix = nn.Sequential(nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.values = nn.Linear(embedding, basis * channels)
         nn.init.zeros_(self.values.weight)
         nn.init.zeros_(self.values.bias)
-        kernel = _gaussian_kernel(5, 0.8)
+        kernel = gaussian_kernel(5, BLUR)
         self.kernel = nn.Parameter(kernel.expand(channels, 1, 5, 5, 5).clone())
 
     def measure(self, x: Tensor, basis: tuple[Tensor, ...]) -> Tensor:
@@ -195,8 +194,7 @@ class Denoiser(nn.Module):
         features, basis = t1w.new_zeros(len(t1w), 1, *shape), []
         if "labels" in self.images:
             features = features + self.features["labels"](labels)
-            pool = self.label_fold // self.fold
-            basis.append((F.avg_pool3d(labels, pool) if pool > 1 else labels).flatten(2))
+            basis.append(on_painting_grid(labels, self.label_fold // self.fold).flatten(2))
         if "t1w" in self.images:
             features = features + self.features["t1w"](t1w[:, None])
             small = F.avg_pool3d(t1w[:, None], self.ratio // self.fold)
@@ -214,7 +212,8 @@ class Denoiser(nn.Module):
             x = x.float()
             embedding = embedding.float()
             seen = self.painter.measure(x, sources.basis) / torch.sqrt((1 - t) ** 2 + t**2)[:, None].float()
-            embedding = self.painter.mix(embedding + self.painter.read(seen))
+            embedding = embedding + self.painter.read(seen)
+            embedding = embedding + self.painter.mix(embedding)
             mean = self.painter(embedding, sources.basis, x.shape[2:])
             root = torch.sqrt((1 - time) ** 2 * s**2 + time**2)
             z = (x - (1 - time) * mean) / root

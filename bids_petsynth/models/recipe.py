@@ -45,13 +45,19 @@ class AutoencoderSpec(_Part):
 
 
 class FlowSpec(_Part):
-    """Rectified flow: solver, its steps, shift of the time grid towards noise, and the guidance weight."""
+    """Rectified flow: solver, its steps, shift of the time grid towards noise, the guidance weight, and the noise.
+
+    ``noise_common`` and ``noise_region`` are the standard deviations of noise that is constant within each region,
+    shared by all regions and each region's own, added to white noise of 1 (see ``process.draw_noise``).
+    """
 
     kind: Literal["rectified-flow"]
     solver: Literal["heun", "euler"] = "heun"
     steps: int = Field(ge=1)
     shift: float = Field(default=1.0, gt=0)
     guidance: float = Field(default=1.0, ge=0)
+    noise_common: float = Field(default=0.0, ge=0)
+    noise_region: float = Field(default=0.0, ge=0)
 
 
 class NetworkSpec(_Part):

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from bids_petsynth.errors import InputError, UsageError
 from bids_petsynth.models.conditioning import Readable, record_matrix, standardise, tracer_index
-from bids_petsynth.models.denoiser import Condition, Sources, fast_autocast
+from bids_petsynth.models.denoiser import Condition, Sources, fast_autocast, on_painting_grid
 from bids_petsynth.models.folder import Model, load_model
-from bids_petsynth.models.process import SOLVERS, guided, shifted_grid
+from bids_petsynth.models.process import SOLVERS, draw_noise, guided, shifted_grid
 from bids_petsynth.tables import data_path
 from bids_petsynth.types import Anatomy, ClinicalRecord
 
@@ -145,7 +145,7 @@ class Synthesizer:
         """Uncalibrated draws ``(n, X, Y, Z)`` from prepared images of one head (see ``Denoiser.prepare``)."""
         recipe = self.model.recipe
         values, mask = standardise(record_matrix([record], recipe.conditioning.variables), self.model.variables)
-        noise = self._noise(tracer, n, seed)
+        noise = self._noise(labels[0].cpu(), tracer, n, seed)
         out = np.empty((n, *recipe.grid.shape), np.float32)
         with fast_autocast(self.device):
             sources = self.denoiser.prepare(t1w.to(self.device), labels.to(self.device))
@@ -159,12 +159,14 @@ class Synthesizer:
                         out[first + i] = self.space.decode(latent[None] * self._sd + self._mean)[0].cpu().numpy()
         return out
 
-    def _noise(self, tracer: str, n: int, seed: int) -> Tensor:
-        """Standard normal noise, drawn on the CPU draw by draw, so that draw k is the same whatever n is."""
+    def _noise(self, labels: Tensor, tracer: str, n: int, seed: int) -> Tensor:
+        """Noise, drawn on the CPU draw by draw, so that draw k is the same whatever n is."""
         digest = hashlib.sha256(f"{seed}:{tracer}".encode()).digest()
         rng = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-        shape = (self.model.recipe.latent_channels, *self.model.recipe.latent_shape)
-        return torch.stack([torch.randn(shape, generator=rng) for _ in range(n)])
+        recipe = self.model.recipe
+        shape = torch.Size((recipe.latent_channels, *recipe.latent_shape))
+        labels = on_painting_grid(labels, recipe.ratio // recipe.label_pool // recipe.fold)
+        return torch.stack([draw_noise(recipe.process, shape, labels, recipe.fold, rng) for _ in range(n)])
 
     def _integrate(self, x: Tensor, sources: Sources, condition: Condition) -> Tensor:
         process = self.model.recipe.process

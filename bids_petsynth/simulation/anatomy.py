@@ -2,7 +2,7 @@
 
 Each region has a target volume. A displacement ``u = grad φ`` whose divergence is the wanted local growth is solved in
 Fourier space (a Poisson equation) on a grid of half the resolution, measured on the regions, and corrected a few times.
-What the brain loses, the cerebrospinal fluid around it gains, so that the skull stays where it is.
+What the brain loses, the cerebrospinal fluid around it gains, so that the skull nearly stays where it is.
 """
 
 from __future__ import annotations
@@ -125,14 +125,16 @@ def _identity(batch: int, shape: torch.Size, device: torch.device) -> Tensor:
 def _dither(shape: torch.Size, device: torch.device) -> Tensor:
     """Offsets in voxels, uniform between -0.5 and 0.5 and slowly varying, for nearest-neighbour sampling.
 
-    Displacements are mostly below half a voxel, which plain nearest-neighbour sampling rounds away. With these offsets a
-    share of a boundary that is the fraction of the displacement moves by a voxel, so volumes are right on average.
+    Displacements are mostly below half a voxel, which plain nearest-neighbour sampling rounds away. With these
+    offsets a share of a boundary that is the fraction of the displacement moves by a voxel, so volumes are right on
+    average.
     """
     wave = torch.tensor(parameters("sim_shape.tsv")["dither_wave"], device=device)
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float32, device=device) for n in shape), indexing="ij")
     directions = torch.tensor([[0.29, 0.53, 0.80], [0.80, -0.29, 0.53], [-0.53, 0.80, 0.29]], device=device)
     phase = sum(axis[..., None] * directions[:, i] for i, axis in enumerate(axes)) / wave
-    return (phase % 1 - 0.5).abs() * 2 - 0.5
+    # a little less than half a voxel, so that an undisplaced voxel stays where it is
+    return 0.98 * ((phase % 1 - 0.5).abs() * 2 - 0.5)
 
 
 def _centre(labels: Tensor) -> Tensor:
@@ -147,7 +149,7 @@ def _centre(labels: Tensor) -> Tensor:
 
 
 def _grow(labels: Tensor, log_factors: Tensor) -> Tensor:
-    """Forward displacement in full-resolution voxels, ``(3, X/2, Y/2, Z/2)``, after which the regions have their volumes."""
+    """Forward displacement that gives the regions their volumes, ``(3, X/2, Y/2, Z/2)`` in full-resolution voxels."""
     p = parameters("sim_shape.tsv")
     classes = n_classes()
     inside = torch.where(labels < classes, labels, 0)
@@ -223,5 +225,7 @@ def _random_field(shape: torch.Size, generator: Generator, voxel_size: float) ->
     """Smooth random displacement in full-resolution voxels from normal numbers on a coarse grid of knots."""
     p = parameters("sim_shape.tsv")
     knots = [max(2, round(2 * n * voxel_size / p["random_knot_mm"])) for n in shape[2:]]
-    coarse = torch.randn(shape[0], 3, *knots, generator=generator, device=generator.device) * p["random_mm"] / voxel_size
+    coarse = (
+        torch.randn(shape[0], 3, *knots, generator=generator, device=generator.device) * p["random_mm"] / voxel_size
+    )
     return F.interpolate(coarse, size=shape[2:], mode="trilinear", align_corners=True)

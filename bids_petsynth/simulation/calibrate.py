@@ -1,9 +1,9 @@
 """Solving the tissue values of ``data/sim_uptake.tsv``, so that simulated scans measure what was published.
 
-``python -m bids_petsynth.simulation.calibrate ARRAYS OUT`` takes the arrays that ``training.labelling prepare`` wrote (the heads
-that no training sees are left out) and writes the table. Published values are measured: after blur and spill-over. Blur
-is linear, so a region's measured mean is a fixed mixture of the tissues' values; the mixture is measured on real
-heads and inverted by non-negative least squares with a pull towards effective values known beforehand.
+``python -m bids_petsynth.simulation.calibrate ARRAYS OUT`` takes the arrays that ``training.labelling prepare``
+wrote (the heads that no training sees are left out) and writes the table. Published values are measured: after blur
+and spill-over. Blur is linear, so a region's measured mean is a fixed mixture of the tissues' values; the mixture is
+measured on real heads and inverted by non-negative least squares with a pull towards effective values known beforehand.
 """
 
 from __future__ import annotations
@@ -64,8 +64,10 @@ def mixtures(heads: torch.Tensor, voxel_size: float = 2.0) -> tuple[np.ndarray, 
         volumes.append(size.numpy())
         for name, row in extra.items():
             special.setdefault(name, []).append(row)
-    mean = np.nan_to_num(np.nanmean(np.where(np.isnan(rows), np.nan, rows), axis=0))
-    return mean, {name: np.mean(found, axis=0) for name, found in special.items()}, np.mean(volumes, axis=0)
+    # a class that no head has (the choroid plexus is never measured) gets a row of zeros
+    found = np.isfinite(rows)
+    mean = np.where(found, rows, 0).sum(0) / found.sum(0).clip(1)
+    return mean, {name: np.mean(each, axis=0) for name, each in special.items()}, np.mean(volumes, axis=0)
 
 
 def prior(tracer: str, column: str) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +90,7 @@ def prior(tracer: str, column: str) -> tuple[np.ndarray, np.ndarray]:
 def solve(
     rows: np.ndarray, wanted: np.ndarray, sd: np.ndarray, start: np.ndarray, stiffness: np.ndarray, floor: np.ndarray
 ) -> np.ndarray:
-    """Values ``t`` of at least ``floor`` with ``rows @ t`` near ``wanted`` (within ``sd``) and ``t`` near ``start`` (within ``stiffness``)."""
+    """Values ``t`` of at least ``floor``, near ``start`` (``stiffness``), with ``rows @ t`` near ``wanted``."""
     a = np.concatenate([rows / sd[:, None], np.diag(1 / stiffness)])
     b = np.concatenate([wanted / sd, start / stiffness])
     return lsq_linear(a, b, bounds=(floor, np.inf)).x
@@ -115,15 +117,21 @@ def calibrate(heads: torch.Tensor) -> tuple[list[dict[str, object]], list[dict[s
                 rows.append(np.average(mixture[which], axis=0, weights=volumes[which]))
         rows = np.array(rows)
         moved = {
-            names[k]: (row["driver"], row["onset"]) for row in measured if row["regions"] != "target" for k in members(row["regions"])
+            names[k]: (row["driver"], row["onset"])
+            for row in measured
+            if row["regions"] != "target"
+            for k in members(row["regions"])
         }
         if tracer_of(tracer).target_class == "amyloid":
-            moved = {name: ("amyloid", "0") for name in takers}
+            moved = dict.fromkeys(takers, ("amyloid", "0"))
         spared = [k for k, name in enumerate(names) if moved.get(name, ("none", "0"))[0] == "none"]
         solution: dict[str, np.ndarray] = {}
         for column in ("low", "high"):
             wanted = np.array([1.0] + [float(row[column]) for row in measured])
-            sd = [p["target_sd"] if row["regions"] == "target" else p["tightness"] * float(row[f"{column}_sd"]) for row in measured]
+            sd = [
+                p["target_sd"] if row["regions"] == "target" else p["tightness"] * float(row[f"{column}_sd"])
+                for row in measured
+            ]
             sd = np.array([p["reference_sd"], *sd])
             start, stiffness = prior(tracer, column)
             stiffness[given] = p["given_stiffness"]
@@ -134,15 +142,27 @@ def calibrate(heads: torch.Tensor) -> tuple[list[dict[str, object]], list[dict[s
             solution[column] = t / (rows[0] @ t)
             for row, got in zip(measured, rows[1:] @ solution[column], strict=True):
                 report.append(
-                    {"tracer": tracer, "state": column, "name": row["name"], "wanted": row[column], "sd": row[f"{column}_sd"],
-                     "got": round(float(got), 3)}
+                    {
+                        "tracer": tracer,
+                        "state": column,
+                        "name": row["name"],
+                        "wanted": row[column],
+                        "sd": row[f"{column}_sd"],
+                        "got": round(float(got), 3),
+                    }
                 )
         for k, name in enumerate(names):
             driver, onset = moved.get(name, ("none", "0"))
             uptake.append(
-                {"tracer": tracer, "region": name, "low": round(float(solution["low"][k]), 4),
-                 "high": round(float(solution["high"][k]), 4), "driver": driver, "onset": onset,
-                 "source": "solved by simulation.calibrate from sim_measured.tsv and sim_prior.tsv on 21 real heads"}
+                {
+                    "tracer": tracer,
+                    "region": name,
+                    "low": round(float(solution["low"][k]), 4),
+                    "high": round(float(solution["high"][k]), 4),
+                    "driver": driver,
+                    "onset": onset,
+                    "source": "solved by simulation.calibrate from sim_measured.tsv and sim_prior.tsv on 21 real heads",
+                }
             )
     return uptake, report
 

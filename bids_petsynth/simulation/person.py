@@ -132,7 +132,11 @@ def draw_people(
 
     chance = 1 / (1 + np.exp(-(p["amyloid_logit"] + p["amyloid_logit_per_decade"] * decade)))
     amyloid = rng.random(n) < (chance if positive_share is None else positive_share)
-    low = p["negative_centiloid_mean"] + p["negative_centiloid_per_decade"] * decade + p["negative_centiloid_sd"] * normal()
+    low = (
+        p["negative_centiloid_mean"]
+        + p["negative_centiloid_per_decade"] * decade
+        + p["negative_centiloid_sd"] * normal()
+    )
     high = p["positive_centiloid_min"] + rng.gamma(p["positive_centiloid_shape"], p["positive_centiloid_scale"], n)
     centiloid = np.where(amyloid, np.minimum(high, p["positive_centiloid_max"]), low)
     carrier = rng.random(n) < np.where(amyloid, p["apoe4_positive"], p["apoe4_negative"])
@@ -152,7 +156,9 @@ def draw_people(
         + p["neurodegeneration_sd"] * normal()
     )
     fdg_loss = np.clip(
-        p["fdg_per_tau"] * tau_neocortical + p["fdg_per_neurodegeneration"] * neurodegeneration + p["fdg_sd"] * normal(),
+        p["fdg_per_tau"] * tau_neocortical
+        + p["fdg_per_neurodegeneration"] * neurodegeneration
+        + p["fdg_sd"] * normal(),
         0,
         1,
     )

@@ -41,9 +41,7 @@ def draw_plasma(people: People, rng: np.random.Generator) -> dict[str, np.ndarra
     return values
 
 
-def drop_some(
-    values: dict[str, np.ndarray], rng: np.random.Generator, probability: float
-) -> dict[str, np.ndarray]:
+def drop_some(values: dict[str, np.ndarray], rng: np.random.Generator, probability: float) -> dict[str, np.ndarray]:
     """The same values with each one missing (NaN) with ``probability``, as in a site that measured some of them.
 
     A sum or ratio that no longer has its parts stays: it may have been reported alone.

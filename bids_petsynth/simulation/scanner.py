@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from bids_petsynth.anatomy.regions import n_classes
+from bids_petsynth.errors import UsageError
 from bids_petsynth.pet.tracers import tracer as tracer_of
 from bids_petsynth.simulation.parameters import parameters
 from bids_petsynth.simulation.person import People
@@ -20,6 +22,7 @@ from bids_petsynth.simulation.uptake import (
     tissue_values,
     with_choroid_plexus,
 )
+from bids_petsynth.tables import read_table
 
 FWHM = 2 * math.sqrt(2 * math.log(2))
 
@@ -37,8 +40,9 @@ def simulate_pet(
     Parameters
     ----------
     labels
-        ``(B, X, Y, Z)`` int64 classes of the labelling network in RAS order; four further ones may tell soft tissue outside the
-        brain apart. The grid should stand upright within some 20°, because pons and inferior cerebellum are cut by height.
+        ``(B, X, Y, Z)`` int64 classes of the labelling network in RAS order; four further ones may tell soft tissue
+        outside the brain apart. The grid should stand upright within some 20°, because pons and inferior cerebellum
+        are cut by height.
     people
         The ``B`` people, one per label map.
     tracer
@@ -92,7 +96,9 @@ def simulate_pet(
     still, moved = (gaussian_blur(volume, sigma, shift) for volume in volumes)
 
     if uptake.target_ratio is not None:
-        scale = _scale_to_ratio(still, moved, target_mask(labels, tracer, voxel_size), reference, uptake.target_ratio.to(device))
+        scale = _scale_to_ratio(
+            still, moved, target_mask(labels, tracer, voxel_size), reference, uptake.target_ratio.to(device)
+        )
         moved = moved * scale[:, None, None, None]
     pet = (still + moved).clamp(min=0)
     if noise:
@@ -101,10 +107,57 @@ def simulate_pet(
     return pet / _mean(pet, reference)
 
 
+def dynamic_series(
+    labels: Tensor,
+    people: People,
+    tracer: str,
+    generator: Generator,
+    starts: Tensor,
+    durations: Tensor,
+    voxel_size: float = 2.0,
+) -> Tensor:
+    """Frames from injection on, decay-corrected, ``(B, T, X, Y, Z)`` in units of the late reference region.
+
+    A frame at time t holds ``g(t) · [e^(-t/τ) · early + (1 - e^(-t/τ)) · late]``: delivery by blood flow, high in grey
+    matter, gives way to the late scan (:func:`simulate_pet` without noise) with the time constant τ, and the whole
+    rises and clears by g, which is 1 amid the tracer's usual window (``data/sim_kinetics.tsv``).
+
+    Parameters
+    ----------
+    labels, people, tracer, generator, voxel_size
+        As in :func:`simulate_pet`.
+    starts, durations
+        ``(T,)`` seconds after injection and seconds. A shorter frame is noisier.
+    """
+    row = next((r for r in read_table("sim_kinetics.tsv") if r["tracer"] == tracer_of(tracer).name), None)
+    if row is None:
+        raise UsageError(f"No kinetics of {tracer} in data/sim_kinetics.tsv; simulate a static scan instead.")
+    rise, clear, exchange = (60 * float(row[key]) for key in ("rise_min", "clearance_min", "exchange_min"))
+    late = simulate_pet(labels, people, tracer, generator, voxel_size, noise=False)
+    flow = torch.where(torch.as_tensor(grey()), float(row["early_grey"]), float(row["early_white"]))
+    flow[[0, *range(n_classes(), len(flow))]] = float(row["early_outside"])
+    p = parameters("sim_scanner.tsv")
+    sigma = torch.full((len(labels),), (p["fwhm_min"] + p["fwhm_max"]) / 2 / FWHM / voxel_size, device=labels.device)
+    early = gaussian_blur(flow.to(labels.device)[labels], sigma)
+    low, high = (60 * minutes for minutes in tracer_of(tracer).window_min)
+
+    def gain(time: float) -> float:
+        return (1 - math.exp(-time / rise)) * math.exp(-time / clear)
+
+    frames = []
+    for start, duration in zip(starts.tolist(), durations.tolist(), strict=True):
+        time = start + duration / 2
+        share = math.exp(-time / exchange)
+        clean = gain(time) / gain((low + high) / 2) * (share * early + (1 - share) * late)
+        frames.append(_with_counting_noise(clean, generator, voxel_size, math.sqrt((high - low) / duration)))
+    return torch.stack(frames, 1)
+
+
 def gaussian_matrix(n: int, sigma: Tensor, shift: Tensor) -> Tensor:
     """Blur along an axis of ``n`` voxels as matrices ``(B, n, n)``.
 
-    Rows sum to 1, so edges are repeated rather than darkened; ``shift`` (voxels) moves the image by exact interpolation.
+    Rows sum to 1, so edges are repeated rather than darkened; ``shift`` (voxels) moves the image by exact
+    interpolation.
     """
     place = torch.arange(n, device=sigma.device, dtype=torch.float32)
     distance = place[:, None] - place[None, :] - shift[:, None, None]
@@ -113,7 +166,7 @@ def gaussian_matrix(n: int, sigma: Tensor, shift: Tensor) -> Tensor:
 
 
 def gaussian_blur(volume: Tensor, sigma: Tensor, shift: Tensor | None = None) -> Tensor:
-    """Separable Gaussian blur of ``(B, X, Y, Z)`` by ``sigma`` ``(B,)`` voxels, shifted by ``shift`` ``(B, 3)`` voxels."""
+    """Gaussian blur of ``(B, X, Y, Z)`` by ``sigma`` ``(B,)`` voxels, moved by ``shift`` ``(B, 3)`` voxels."""
     shift = torch.zeros(len(volume), 3, device=volume.device) if shift is None else shift
     x, y, z = (gaussian_matrix(n, sigma, shift[:, axis]) for axis, n in enumerate(volume.shape[1:]))
     out = torch.matmul(volume, z.transpose(1, 2)[:, None])
@@ -151,8 +204,8 @@ def _texture(labels: Tensor, generator: Generator, voxel_size: float) -> Tensor:
 def _site_error(site: np.ndarray, shape: torch.Size, voxel_size: float) -> Tensor:
     """A site's error of scale, ``(B, 1, 1, Z)``.
 
-    A factor common to the whole scan cancels in an SUVR. What is left is its change from the cerebellum to the vertex, as
-    attenuation and scatter correction leave it.
+    A factor common to the whole scan cancels in an SUVR. What is left is its change from the cerebellum to the
+    vertex, as attenuation and scatter correction leave it.
     """
     p = parameters("sim_scanner.tsv")
     rng = np.random.default_rng(int(p["site_seed"]))
@@ -162,13 +215,20 @@ def _site_error(site: np.ndarray, shape: torch.Size, voxel_size: float) -> Tenso
     return 1 + tilt[:, None, None, None] * height.clamp(-1, 1)
 
 
-def _with_counting_noise(pet: Tensor, generator: Generator, voxel_size: float) -> Tensor:
-    """Noise whose variance is proportional to the activity, correlated by the reconstruction's post-filter."""
+def _with_counting_noise(pet: Tensor, generator: Generator, voxel_size: float, factor: float = 1.0) -> Tensor:
+    """Noise whose variance is proportional to the activity, correlated by the reconstruction's post-filter.
+
+    ``factor`` multiplies the level of a scan of the usual duration.
+    """
     p = parameters("sim_scanner.tsv")
     batch = len(pet)
     low, high = p["postfilter_min"], p["postfilter_max"]
     fwhm = low + (high - low) * torch.rand(batch, generator=generator, device=generator.device)
-    level = p["noise"] * torch.exp(p["noise_spread"] * torch.randn(batch, generator=generator, device=generator.device))
+    level = (
+        factor
+        * p["noise"]
+        * torch.exp(p["noise_spread"] * torch.randn(batch, generator=generator, device=generator.device))
+    )
     sigma = (fwhm / FWHM / voxel_size).to(pet.device)
     white = torch.randn(pet.shape, generator=generator, device=generator.device).to(pet.device)
     # the filter leaves the sum of the squares of its kernel of the variance, along each of three axes

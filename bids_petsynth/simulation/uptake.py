@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bids_petsynth.anatomy.regions import all_regions, n_classes, regions
+from bids_petsynth.anatomy.regions import all_regions, lookup, n_classes, regions
 from bids_petsynth.errors import UsageError
 from bids_petsynth.pet.tracers import centiloid_equation, targets, tracer
 from bids_petsynth.simulation.parameters import class_names, members, parameters
@@ -26,9 +26,9 @@ from bids_petsynth.tables import read_table
 class Uptake:
     """Tissue values of ``n`` people, ``(n, 2, classes)`` each; the second axis is the side, left then right.
 
-    ``base`` is what is there without the target, ``change`` what the person's disease adds. ``target_ratio`` ``(n,)`` is the ratio of
-    target to reference region that the scan shall show, to which ``change`` is scaled on the scan; None where
-    it is added as it stands.
+    ``base`` is what is there without the target, ``change`` what the person's disease adds. ``target_ratio``
+    ``(n,)`` is the ratio of target to reference region that the scan shall show, to which ``change`` is scaled on
+    the scan; None where it is added as it stands.
     """
 
     base: Tensor
@@ -131,8 +131,8 @@ def grey() -> np.ndarray:
 def region_mask(labels: Tensor, names: tuple[str, ...], voxel_size: float) -> Tensor:
     """Where the named regions lie in label maps of classes.
 
-    A region that is cut from another (pons, inferior cerebellar grey) is cut by its height over the centre of the fourth
-    ventricle, as ``data/cuts.tsv`` says.
+    A region that is cut from another (pons, inferior cerebellar grey) is cut by its height over the centre of the
+    fourth ventricle, as ``data/cuts.tsv`` says.
 
     Parameters
     ----------
@@ -180,8 +180,8 @@ def target_mask(labels: Tensor, name: str, voxel_size: float) -> Tensor:
 def with_choroid_plexus(labels: Tensor, voxel_size: float) -> Tensor:
     """The labels with a choroid plexus on the floor of each lateral ventricle, behind its middle.
 
-    Its place is a geometric approximation and its volume is that of an adult (``data/sim_variation.tsv``), however wide the
-    ventricles are.
+    Its place is a geometric approximation and its volume is that of an adult (``data/sim_variation.tsv``), however
+    wide the ventricles are.
     """
     p = parameters("sim_variation.tsv")
     out = labels.clone()
@@ -199,11 +199,35 @@ def with_choroid_plexus(labels: Tensor, voxel_size: float) -> Tensor:
     return out
 
 
+def with_soft_tissue(labels: Tensor, t1w: Tensor) -> Tensor:
+    """Classes of a head whose soft tissue outside the brain is told apart by its T1w intensity.
+
+    Parameters
+    ----------
+    labels
+        ``(B, X, Y, Z)`` classes, 0 outside the brain.
+    t1w
+        Same shape, divided by the median of white matter. Where it is dark, as in a skull-stripped scan, the class
+        stays 0.
+    """
+    p = parameters("sim_variation.tsv")
+    edges = torch.tensor([p[f"soft_tissue_{i}"] for i in range(1, 5)], device=labels.device)
+    level = torch.bucketize(t1w.contiguous(), edges)
+    return torch.where((labels == 0) & (level > 0), n_classes() - 1 + level, labels)
+
+
+def classes_of(codes: Tensor) -> Tensor:
+    """``dseg`` codes with sides and cuts back to classes of the labelling network."""
+    index = {region.name: region.index for region in all_regions()}
+    table = torch.zeros(256, dtype=torch.long, device=codes.device)
+    for code, _, _, region in lookup():
+        table[code] = index[region.cut_from] if region.cut_from else region.index
+    return table[codes.long()]
+
+
 def side_of(labels: Tensor) -> Tensor:
     """0 left and 1 right of the brain's middle, ``(B, X, 1, 1)``, in RAS order."""
     brain = ((labels > 0) & (labels < n_classes())).sum((2, 3)).float()
     x = torch.arange(labels.shape[1], device=labels.device, dtype=torch.float32)
     middle = (brain * x).sum(-1, keepdim=True) / brain.sum(-1, keepdim=True).clamp(min=1)
     return (x > middle).long()[:, :, None, None]
-
-

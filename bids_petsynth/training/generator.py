@@ -28,9 +28,16 @@ from bids_petsynth.models.conditioning import (
     tracer_index,
     withhold,
 )
-from bids_petsynth.models.denoiser import Condition, Denoiser, fast_autocast, flow_loss, parameters_in_millions
+from bids_petsynth.models.denoiser import (
+    Condition,
+    Denoiser,
+    fast_autocast,
+    flow_loss,
+    on_painting_grid,
+    parameters_in_millions,
+)
 from bids_petsynth.models.folder import Model, save_model
-from bids_petsynth.models.process import interpolate, training_times
+from bids_petsynth.models.process import draw_noise, interpolate, training_times
 from bids_petsynth.models.recipe import AutoencoderSpec, Recipe, load_recipe
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training.labelling import UNSEEN
@@ -72,7 +79,8 @@ def pair_loss(model: Model, pool: Pool, device: str) -> Loss:
     def loss(step: int, rng: Generator) -> Tensor:
         batch = pool.batch(step, recipe.training.batch, rng)
         data = (batch.latents - mean) / sd
-        noise = torch.randn(data.shape, generator=rng)
+        labels = on_painting_grid(batch.labels, recipe.ratio // recipe.label_pool // recipe.fold)
+        noise = torch.stack([draw_noise(recipe.process, data.shape[1:], one, recipe.fold, rng) for one in labels])
         t = training_times(len(data), recipe.process.shift, rng)
         values, mask = standardise(record_matrix(batch.records, spec.variables), model.variables)
         mask = withhold(mask, spec.drop_variable, spec.drop_record, rng)
