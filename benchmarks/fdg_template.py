@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bids_petsynth.anatomy.alignment import to_ants
 from bids_petsynth.anatomy.regions import n_classes, region_index, regions
+from bids_petsynth.anatomy.registration import to_ants
 from bids_petsynth.anatomy.segmentation import cut_planes
 from bids_petsynth.training.augment import blur
 from bids_petsynth.training.labelling import UNSEEN

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +12,15 @@ import numpy as np
 
 from bids_petsynth.anatomy.head import Head, analyse_head
 from bids_petsynth.anatomy.volume import Volume, read_t1w
+from bids_petsynth.bids.sidecars import Synthesis, pet_sidecar
 from bids_petsynth.bids.sink import Sink
+from bids_petsynth.models.conditioning import used_variables
+from bids_petsynth.models.folder import Model
 from bids_petsynth.models.synthesizer import Synthesizer as Generator
+from bids_petsynth.models.synthesizer import check_tracer
 from bids_petsynth.pet.quantification import Quantification, normalise, quantify, suvr_rows
 from bids_petsynth.pet.tracers import tracer as tracer_named
-from bids_petsynth.types import Anatomy, ClinicalRecord, TableRow
+from bids_petsynth.types import Anatomy, Case, ClinicalRecord, TableRow
 
 
 @dataclass(frozen=True)
@@ -23,18 +29,28 @@ class SyntheticPET:
 
     Attributes
     ----------
+    label
+        Whose it is, as names begin: ``sub-01`` or ``sub-01_ses-1``.
     draws
         ``(M, X, Y, Z)`` float32, SUVR, on the model grid (``anatomy.grid``).
-    anatomy
-        The head that it was made for.
+    anatomy, record
+        The head and the values that it was made for.
     quantification
         Regional SUVR, Centiloid and probability of positivity, with their uncertainty.
+    synthesis
+        Model, sampler and settings.
+    used
+        Variables that the model is conditioned on, with their status.
     """
 
+    label: str
     tracer: str
     draws: np.ndarray
     anatomy: Anatomy
+    record: ClinicalRecord
     quantification: Quantification
+    synthesis: Synthesis
+    used: Mapping[str, str]
 
     @property
     def mean(self) -> np.ndarray:
@@ -46,24 +62,33 @@ class SyntheticPET:
         """``(X, Y, Z)`` standard deviation over the draws; zero with a single one."""
         return self.draws.std(0, ddof=1) if len(self.draws) > 1 else np.zeros_like(self.draws[0])
 
-    def save(self, folder: Path | str, prefix: str = "sub-01") -> list[Path]:
-        """Write mean, standard deviation and the regional table into a folder.
-
-        Parameters
-        ----------
-        folder
-            Made if it is not there.
-        prefix
-            First part of the names, such as ``sub-01_ses-1``.
-        """
+    def save(self, folder: Path | str) -> list[Path]:
+        """Write mean, standard deviation and the table of regions into a folder, with sidecars."""
         sink = Sink(Path(folder))
-        affine = self.anatomy.grid.affine
-        about = {"Synthetic": True, "TracerName": self.tracer, "Units": "unitless"}
-        name = f"{prefix}_trc-{self.tracer}_space-T1w_desc-synth"
+        grid = self.anatomy.grid
+        voxel = float(np.linalg.norm(grid.affine[:3, 0]))
+        case = Case(self.label.split("_")[0].removeprefix("sub-"), None, None)
+        reference = tracer_named(self.tracer).reference_name
+        name = f"{self.label}_trc-{self.tracer}_space-T1w_res-{voxel:g}_desc-synth".replace(".", "p")
+
+        def about(kind: str) -> dict[str, object]:
+            return pet_sidecar(
+                case,
+                kind,
+                self.tracer,
+                self.synthesis,
+                self.record,
+                [],
+                reference_region=reference,
+                spatial_reference="the T1w that was given",
+                voxel_mm=voxel,
+                used=self.used,
+            )
+
         return [
-            sink.save_image(Path(f"{name}Mean_pet.nii.gz"), self.mean, affine, about),
-            sink.save_image(Path(f"{name}Std_pet.nii.gz"), self.std, affine, about),
-            sink.save_tsv(Path(f"{name}Mean_suvr.tsv"), suvr_rows(self.quantification)),
+            sink.save_image(Path(f"{name}Std_pet.nii.gz"), self.std, grid.affine, about("std")),
+            sink.save_image(Path(f"{name}Mean_pet.nii.gz"), self.mean, grid.affine, about("mean")),
+            sink.save_tsv(Path(f"{self.label}_trc-{self.tracer}_suvr.tsv"), suvr_rows(self.quantification)),
         ]
 
 
@@ -131,18 +156,45 @@ class Synthesizer:
             If the T1w cannot be used.
         UsageError
             If the model does not know the tracer, or the record has a name that no variable has.
+
+        Warns
+        -----
+        UserWarning
+            What is doubtful about values and labels.
         """
-        self.generator.check_tracer(tracer_named(tracer).name)
-        volume = t1w if isinstance(t1w, Volume) else read_t1w(Path(t1w), Path(t1w).name.split("_")[0])
+        spec = tracer_named(tracer)
+        check_tracer(self.generator.model.recipe, spec.name)
+        label = "_".join(re.findall(r"(?:sub|ses)-[A-Za-z0-9]+", Path(t1w).name)) if not isinstance(t1w, Volume) else ""
+        volume = t1w if isinstance(t1w, Volume) else read_t1w(Path(t1w), label or Path(t1w).name)
         known = record if isinstance(record, ClinicalRecord) else record_from(record)
-        anatomy = self.analyse(volume, "the scan", seed=seed).anatomy
-        return summarise(anatomy, self.draw(anatomy, known, tracer, n_draws, seed), tracer)
+        label = label or "sub-unnamed"
+        anatomy = self.analyse(volume, label, seed=seed).anatomy
+        for sentence in (*known.warnings, *anatomy.warnings):
+            warnings.warn(sentence, stacklevel=2)
+        draws = self.draw(anatomy, known, spec.name, n_draws, seed)
+        return summarise(anatomy, draws, known, spec.name, self.generator.model, seed, label)
 
 
-def summarise(anatomy: Anatomy, draws: np.ndarray, tracer: str) -> SyntheticPET:
-    """Draws in SUVR with what is read off them."""
+def summarise(
+    anatomy: Anatomy, draws: np.ndarray, record: ClinicalRecord, tracer: str, model: Model, seed: int, label: str
+) -> SyntheticPET:
+    """Draws in SUVR with what is read off them and how they were made."""
     spec = tracer_named(tracer)
-    return SyntheticPET(spec.name, draws, anatomy, quantify(draws, anatomy.labels, anatomy.grid, spec))
+    process = model.recipe.process
+    synthesis = Synthesis(
+        model=model.recipe.name,
+        version=model.version,
+        weights_sha256=model.weights_sha256,
+        demonstration=model.demonstration,
+        sampler=process.solver,
+        steps=process.steps,
+        guidance=process.guidance,
+        seed=seed,
+        n_draws=len(draws),
+    )
+    result = quantify(draws, anatomy.labels, anatomy.grid, spec)
+    used = used_variables(record, model.recipe.conditioning.variables)
+    return SyntheticPET(label, spec.name, draws, anatomy, record, result, synthesis, used)
 
 
 def record_from(values: Mapping[str, float | str]) -> ClinicalRecord:

@@ -29,9 +29,9 @@ class Settings:
     model
         Model folder; None is the built-in demonstration model.
     n_draws
-        Draws per scan; None takes the model's own number.
+        Draws per scan.
     work_dir
-        Folder for intermediate files; None is a temporary one.
+        Folder in which intermediate files lie while a run lasts; None is the system's temporary one.
     """
 
     bids_dir: Path
@@ -51,16 +51,23 @@ class Settings:
     work_dir: Path | None = None
     stop_on_first_crash: bool = False
 
+    def __post_init__(self) -> None:
+        # workers change their folder, and links may lead to the same place under two names: paths are made full once
+        for name in ("bids_dir", "out_dir", "model", "mapping", "work_dir"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(path).resolve())
+        full = {name: Path(path).resolve() for name, path in self.derivatives.items()}
+        object.__setattr__(self, "derivatives", full)
+
     def of_anatomy(self) -> dict[str, object]:
-        """What the anatomical outputs depend on, beside the scan itself."""
+        """What of the settings the anatomical outputs depend on."""
         return {"seed": self.seed, "derivatives": sorted(self.derivatives)}
 
-    def of_synthesis(self, tracer: str, model: str) -> dict[str, object]:
-        """What one tracer's outputs depend on, beside the scan, the anatomy and the record."""
+    def of_synthesis(self, tracer: str) -> dict[str, object]:
+        """What of the settings one tracer's outputs depend on."""
         return {
             **self.of_anatomy(),
             "tracer": tracer,
-            "model": model,
             "n_draws": self.n_draws,
             "save_draws": self.save_draws,
             "record_values": self.record_values,

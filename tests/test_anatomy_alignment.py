@@ -8,6 +8,7 @@ from scipy.spatial.transform import Rotation
 
 from bids_petsynth.anatomy import alignment as align
 from bids_petsynth.anatomy.regions import LEFT, RIGHT, all_regions, codes_of, lookup, n_classes, region_index, regions
+from bids_petsynth.anatomy.registration import affine_of, register_affine, to_ants
 from bids_petsynth.anatomy.segmentation import brain_mask, sided_codes
 
 
@@ -37,7 +38,21 @@ def test_ants_agrees_on_affines():
     point = np.array([10.0, -20, 30])
     flip = np.array([-1.0, -1, 1])
     expected = flip * np.array(turn.apply_to_point((flip * point).tolist()))
-    assert np.allclose((align.affine_of(turn) @ [*point, 1])[:3], expected, atol=1e-4)
+    assert np.allclose((affine_of(turn) @ [*point, 1])[:3], expected, atol=1e-4)
+
+
+def test_registration_recovers_a_shift_with_the_same_numbers_for_a_seed(tmp_path, monkeypatch):
+    from scipy.ndimage import gaussian_filter
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    image = gaussian_filter(np.random.default_rng(0).normal(size=(40, 44, 40)), 4).astype(np.float32)
+    affine = np.diag([2.0, 2, 2, 1])
+    moved = affine.copy()
+    moved[:3, 3] = (3, -4, 2)
+    options = {"aff_random_sampling_rate": 0.4, "aff_iterations": (40, 20, 0, 0)}
+    first, again = (register_affine(to_ants(image, affine), to_ants(image, moved), "Rigid", 5, **options) for _ in "ab")
+    assert np.array_equal(first, again)
+    assert np.allclose(first[:3, 3] + (first[:3, :3] - np.eye(3)) @ [39, 43, 39], (3, -4, 2), atol=0.5)
 
 
 def head_of_balls(turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,15 @@ from bids_petsynth.types import TableRow
 ROW = TableRow(
     "participants.tsv",
     {
-        **{"participant_id": "sub-01", "age": "70", "PTGENDER": "2", "weight": "60", "mystery": "0.31"},
-        **{"ptau217": "0.22", "school": "14", "ab42_lumipulse": "30", "education": "3"},
+        "participant_id": "sub-01",
+        "age": "70",
+        "PTGENDER": "2",
+        "weight": "60",
+        "mystery": "0.31",
+        "ptau217": "0.22",
+        "school": "14",
+        "ab42_lumipulse": "30",
+        "education": "3",
     },
     {
         "ab42_lumipulse": {"Description": "cerebrospinal fluid"},
@@ -71,7 +78,11 @@ def test_mapping_overrides_guesses(tmp_path):
     record = read_record([ROW], read_mapping(path))
     found = {name: v.value for name, v in record.values.items() if v.value is not None}
     assert found == {
-        **{"gfap_lumipulse": 310, "ptau217_msd": 0.22, "sex": 1, "education": 14, "ab42_lumipulse": 30},
+        "gfap_lumipulse": 310,
+        "ptau217_msd": 0.22,
+        "sex": 1,
+        "education": 14,
+        "ab42_lumipulse": 30,
     }
 
 

@@ -164,16 +164,46 @@ def test_genotypes(text, expected):
 
 def test_adni_row():
     columns = {
-        **{"RID": "4001", "VISCODE": "bl", "EXAMDATE": "2012-03-01", "AGE": "74.3", "PTGENDER": "2", "PTEDUCAT": "16"},
-        **{"APOE4": "1", "MMSE": "28", "CDRSB": "0.5", "ADAS13": "9", "MOCA": "24", "TAU": "240", "ABETA": "900"},
-        **{"pT217_F": "0.22", "AB42_F": "27", "AB40_F": "300", "AB42_AB40_F": "0.09", "NfL_Q": "19", "GFAP_Q": "150"},
-        **{"PLASMAPTAU181": "17.7", "PLASMA_NFL": "35"},
+        "RID": "4001",
+        "VISCODE": "bl",
+        "EXAMDATE": "2012-03-01",
+        "AGE": "74.3",
+        "PTGENDER": "2",
+        "PTEDUCAT": "16",
+        "APOE4": "1",
+        "MMSE": "28",
+        "CDRSB": "0.5",
+        "ADAS13": "9",
+        "MOCA": "24",
+        "TAU": "240",
+        "ABETA": "900",
+        "pT217_F": "0.22",
+        "AB42_F": "27",
+        "AB40_F": "300",
+        "AB42_AB40_F": "0.09",
+        "NfL_Q": "19",
+        "GFAP_Q": "150",
+        "PLASMAPTAU181": "17.7",
+        "PLASMA_NFL": "35",
     }
     record = read(columns)
     expected = {
-        **{"age": 74.3, "sex": 0, "education": 16, "apoe4": 1, "mmse": 28, "cdrsb": 0.5, "adas13": 9, "moca": 24},
-        **{"ptau217_lumipulse": 0.22, "ab42_lumipulse": 27, "ab40_lumipulse": 300, "ab42_40_lumipulse": 0.09},
-        **{"nfl_simoa": 19, "gfap_simoa": 150, "ptau181_ugot": 17.7, "nfl_ugot": 35},
+        "age": 74.3,
+        "sex": 0,
+        "education": 16,
+        "apoe4": 1,
+        "mmse": 28,
+        "cdrsb": 0.5,
+        "adas13": 9,
+        "moca": 24,
+        "ptau217_lumipulse": 0.22,
+        "ab42_lumipulse": 27,
+        "ab40_lumipulse": 300,
+        "ab42_40_lumipulse": 0.09,
+        "nfl_simoa": 19,
+        "gfap_simoa": 150,
+        "ptau181_ugot": 17.7,
+        "nfl_ugot": 35,
     }
     assert {name: v.value for name, v in record.values.items() if v.value is not None} == expected
     assert record.warnings == ()
@@ -270,7 +300,11 @@ def test_order_of_tables_and_sessions():
     ]
     record = read_record(rows, session="2")
     assert {n: record.get(n) for n in ("age", "mmse", "education", "sex", "cdr")} == {
-        **{"age": 62, "mmse": 22, "education": 16, "sex": 0, "cdr": None}
+        "age": 62,
+        "mmse": 22,
+        "education": 16,
+        "sex": 0,
+        "cdr": None,
     }
     assert record.warnings == ()
     without = read_record(rows)

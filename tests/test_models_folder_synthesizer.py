@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from bids_petsynth.errors import InputError, ModelError, UsageError
 from bids_petsynth.models import folder as folder_module
+from bids_petsynth.models.conditioning import used_variables
 from bids_petsynth.models.folder import load_model, save_model
 from bids_petsynth.models.synthesizer import Synthesizer, choose_device
 from bids_petsynth.types import Anatomy, ClinicalRecord, Grid, Value
@@ -165,7 +166,9 @@ def test_guidance_moves_away_from_the_null_and_weight_0_is_the_null():
 
 
 def test_used_variables_say_what_was_found(synthesizer):
-    status = synthesizer.used_variables(record(age=70.0, sex=None, ptau217_lumipulse=-1.0, mmse=29.0))
+    status = used_variables(
+        record(age=70.0, sex=None, ptau217_lumipulse=-1.0, mmse=29.0), synthesizer.model.recipe.conditioning.variables
+    )
     assert status["age"] == "found" and status["sex"] == "missing" and status["nfl_simoa"] == "missing"
     assert status["ptau217_lumipulse"] == "missing"
     assert "mmse" not in status and len(status) == 8

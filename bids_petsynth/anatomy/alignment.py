@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bids_petsynth.anatomy.regions import all_regions
+from bids_petsynth.anatomy.registration import register_affine, to_ants
 from bids_petsynth.tables import data_path, read_table
 from bids_petsynth.types import Grid
 
@@ -152,50 +153,20 @@ def refine(alignment: Alignment, brain_on_grid: np.ndarray, grid: Grid, seed: in
     Alignment
         The refined one, or the one given where the registration has run away (more than 15 mm or 15°).
     """
-    import ants
-
     mean, mean_affine = mean_t1w()
-    fixed = to_ants(mean, mean_affine)
-    moving = to_ants(brain_on_grid, grid.affine)
-    found = ants.registration(
-        fixed,
-        moving,
-        type_of_transform="Rigid",
+    shift = register_affine(
+        to_ants(mean, mean_affine),
+        to_ants(brain_on_grid, grid.affine),
+        "Rigid",
+        seed,
         aff_metric="mattes",
         aff_random_sampling_rate=0.3,
         aff_iterations=(40, 20, 0, 0),
         aff_shrink_factors=(4, 2, 2, 1),
         aff_smoothing_sigmas=(2, 1, 1, 0),
-        random_seed=seed + 1,
     )
-    shift = affine_of(ants.read_transform(found["fwdtransforms"][0]))
     angle = np.degrees(np.arccos(np.clip((np.trace(shift[:3, :3]) - 1) / 2, -1, 1)))
     centre = np.array(GRID_CENTRE)
     if angle > 15 or np.linalg.norm(shift[:3, :3] @ centre + shift[:3, 3] - centre) > 15:
         return alignment
     return Alignment(np.linalg.inv(shift) @ alignment.to_template, alignment.scale, alignment.residual)
-
-
-def to_ants(data: np.ndarray, affine: np.ndarray):
-    """An ANTs image from an array and its RAS+ affine (ANTs counts in LPS+)."""
-    import ants
-
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    return ants.from_numpy(
-        np.ascontiguousarray(data, dtype=np.float32),
-        origin=lps[:3, 3].tolist(),
-        spacing=spacing.tolist(),
-        direction=lps[:3, :3] / spacing,
-    )
-
-
-def affine_of(transform) -> np.ndarray:
-    """The RAS+ 4 × 4 matrix (fixed → moving points) of an ANTs affine transform."""
-    values = np.asarray(transform.parameters, float)
-    centre = np.asarray(transform.fixed_parameters, float)[:3]
-    matrix = np.eye(4)
-    matrix[:3, :3] = values[:9].reshape(3, 3)
-    matrix[:3, 3] = values[9:12] + centre - matrix[:3, :3] @ centre
-    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
-    return flip @ matrix @ flip

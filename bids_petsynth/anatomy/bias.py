@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from bids_petsynth.anatomy.alignment import to_ants
+from bids_petsynth.anatomy.registration import to_ants
 
 
 def bias_field(data: np.ndarray, affine: np.ndarray, mask: np.ndarray) -> np.ndarray:

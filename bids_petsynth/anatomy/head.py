@@ -106,12 +106,9 @@ def analyse_head(
     grid = found.grid(shape, spacing)
     bias = resample_field(field, coarse_grid, grid)
     image = resample(source, grid) / bias
-    probabilities = class_probabilities(image, device)
-    if mask is not None:
-        outside = resample(canonical(mask), grid, order=1) < 0.5
-        probabilities[:, outside] = 0
-        probabilities[0, outside] = 1
-    labels, probabilities = _label_grid(probabilities, grid, found)
+    probabilities = _probabilities_on(grid, image, source, field, coarse_grid, found, device)
+    inside = None if mask is None else resample(canonical(mask), grid, order=1) > 0.5
+    labels, probabilities = _label_grid(probabilities, grid, found, inside)
     white = np.isin(
         labels, [c for r in regions() if r.tissue == "wm" for c in (r.index, LEFT + r.index, RIGHT + r.index)]
     )
@@ -131,6 +128,18 @@ def analyse_head(
     native_bias = resample_field(field, coarse_grid, own)
     own_labels, tissues = carry_labels(anatomy, own, found)
     return Head(anatomy, Volume(t1w.data / native_bias, t1w.affine), own_labels, tissues, found)
+
+
+def _probabilities_on(grid, image, source, field, coarse_grid, found, device) -> np.ndarray:
+    """Class probabilities on the model grid; one that is not of the network's resolution gets them interpolated."""
+    spacing = float(np.linalg.norm(grid.affine[:3, 0]))
+    if np.isclose(spacing, SPACING):
+        return class_probabilities(image, device)
+    shape = tuple(int(np.ceil(n * spacing / SPACING)) for n in grid.shape)
+    own = found.grid(shape, SPACING)
+    found_there = class_probabilities(resample(source, own) / resample_field(field, coarse_grid, own), device)
+    parts = (resample(Volume(p.astype(np.float32), own.affine), grid, order=1) for p in found_there)
+    return np.stack([part.astype(np.float16) for part in parts])
 
 
 def _check_orientation(found: align.Alignment | None, who: str) -> None:
@@ -178,16 +187,21 @@ def _coordinates(grid: Grid, to_template: np.ndarray, axes: tuple[int, ...]) -> 
     ]
 
 
-def _label_grid(probabilities: np.ndarray, grid: Grid, found: align.Alignment) -> tuple[np.ndarray, np.ndarray]:
-    """Sided labels on the model grid; what lies outside the brain's largest part becomes background in both."""
+def _label_grid(
+    probabilities: np.ndarray, grid: Grid, found: align.Alignment, inside: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sided labels on the model grid; what lies outside the brain (``inside`` or else found) is background in both."""
     classes = probabilities.argmax(0)
-    inside = brain_mask(classes)
-    # holes that the mask fills take their most likely region
-    classes = np.where(inside & (classes == 0), probabilities[1:].argmax(0) + 1, classes * inside)
+    inside = brain_mask(classes) if inside is None else inside
     probabilities = np.where(inside, probabilities, 0)
     probabilities[0][~inside] = 1
+    # what the mask calls brain and the network does not (a filled hole) takes its most likely region
+    filled = inside & (classes == 0)
+    rest = probabilities[1:, filled].astype(np.float32) + 1e-6
+    probabilities[0][filled] = 0
+    probabilities[1:, filled] = rest / rest.sum(0)
     x, z = _coordinates(grid, found.to_template, (0, 2))
-    return sided_codes(classes, x, z, found.scale), probabilities
+    return sided_codes(probabilities.argmax(0), x, z, found.scale), probabilities
 
 
 def carry_labels(anatomy: Anatomy, target: Grid, found: align.Alignment) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -52,7 +52,7 @@ def fast_bf16(device: str) -> bool:
     """Whether bfloat16 convolutions are faster than float32 ones here."""
     if device.startswith("cuda"):
         return True
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 @torch.inference_mode()

@@ -44,7 +44,7 @@ def read_t1w(path: Path, who: str) -> Volume:
     Returns
     -------
     Volume
-        On the file's own axes (nothing is reoriented here).
+        On the file's own axes (nothing is reoriented here), intensities from 0.
 
     Raises
     ------
@@ -89,6 +89,9 @@ def read_t1w(path: Path, who: str) -> Volume:
         data = np.where(bad, 0, data)
     if data.max() <= data.min():
         raise fail("holds one value only (an empty image)", again)
+    if data.min() < 0:
+        # air is 0 from here on, whatever the scanner called it; single outliers do not count
+        data = np.maximum(data - min(0.0, float(np.percentile(data, 0.1))), 0)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     extent = spacing * shape
     if spacing.max() > 6 or extent.min() < 60 or extent.max() > 600:
@@ -127,7 +130,8 @@ def resample(volume: Volume, grid: Grid, order: int | None = None) -> np.ndarray
     out = ndimage.affine_transform(
         volume.data, matrix[:3, :3], matrix[:3, 3], output_shape=grid.shape, order=order, output=np.float32
     )
-    return np.maximum(out, 0, out=out) if order > 1 and volume.data.min() >= 0 else out
+    # cubic interpolation overshoots at edges; intensities here start at 0
+    return np.maximum(out, 0, out=out) if order > 1 else out
 
 
 def own_grid(volume: Volume, spacing: float) -> Grid:

@@ -19,7 +19,7 @@ from bids_petsynth.errors import UsageError
 from bids_petsynth.types import Case
 
 BIDS_VERSION = "1.10.0"
-DONE, FAILED, SKIPPED = "done", "failed", "skipped"
+DONE, FAILED = "done", "failed"
 STATUS_COLUMNS = ("participant_id", "session_id", "tracer", "status", "reason")
 _RECORDS = Path("logs", "status")
 
@@ -125,18 +125,32 @@ def _link(out_dir: Path, dataset: Path) -> str:
 def record_status(out_dir: Path, case: Case, tracer: str | None, status: str, reason: str = "") -> None:
     """Note how a case (for one tracer, or as a whole if None) ended; ``write_status`` collects the notes.
 
-    ``status`` is ``DONE``, ``FAILED`` or ``SKIPPED`` (already up to date); ``reason`` is the sentence that the user was
-    told.
+    ``status`` is ``DONE`` or ``FAILED``; ``reason`` is the sentence that the user was told, of what is done the
+    warnings.
     """
-    if status not in (DONE, FAILED, SKIPPED):
+    if status not in (DONE, FAILED):
         raise ValueError(f"{status!r} is no status.")
-    folder = Path(out_dir) / _RECORDS
     session = f"ses-{case.session}" if case.session else None
     row = dict(zip(STATUS_COLUMNS, (f"sub-{case.participant}", session, tracer, status, reason), strict=True))
-    name = case.label + (f"_trc-{tracer}" if tracer else "")
-    write_bytes(folder / f"{name}.json", json_text(row).encode())
+    write_bytes(_note_path(out_dir, case, tracer), json_text(row).encode())
     if tracer:  # an earlier failure of the whole case is over
-        (folder / f"{case.label}.json").unlink(missing_ok=True)
+        _note_path(out_dir, case, None).unlink(missing_ok=True)
+
+
+def _note_path(out_dir: Path, case: Case, tracer: str | None) -> Path:
+    return Path(out_dir) / _RECORDS / (case.label + (f"_trc-{tracer}" if tracer else "") + ".json")
+
+
+def status_note(out_dir: Path, case: Case, tracer: str | None, forget: bool = False) -> tuple[str, str] | None:
+    """Status and reason as ``record_status`` noted them, None if it did not; ``forget`` removes the note."""
+    path = _note_path(out_dir, case, tracer)
+    try:
+        row = read_json(path)
+    except ValueError:
+        return None
+    if forget:
+        path.unlink(missing_ok=True)
+    return row["status"], row["reason"]
 
 
 def write_status(out_dir: Path) -> Path:

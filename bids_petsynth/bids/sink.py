@@ -53,6 +53,11 @@ class Sink:
         """Whether an output and its sidecar are there, made from this input with these settings."""
         return is_current(self.out_dir / path, self.input_hash, self.settings_hash)
 
+    def forget(self, path: Path) -> None:
+        """Remove an output's sidecar, so that a run killed while it renews the outputs does not count as done."""
+        with _sentence(self.out_dir / path):
+            sidecar_path(self.out_dir / path).unlink(missing_ok=True)
+
     def save_image(
         self,
         path: Path,

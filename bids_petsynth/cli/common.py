@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from bids_petsynth.errors import UsageError
@@ -46,14 +47,6 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--bids-filter-file", type=Path, metavar="JSON", help="PyBIDS filters by kind of image ({'t1w': …})"
     )
-    group.add_argument(
-        "-d",
-        "--derivatives",
-        nargs="+",
-        default=[],
-        metavar="NAME=PATH",
-        help="preprocessed datasets to use: fmriprep=PATH or smriprep=PATH (T1w and brain mask)",
-    )
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
@@ -68,10 +61,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         "--omp-nthreads", type=_positive, metavar="N", help="threads of one step (default: all of --nprocs, at most 8)"
     )
     group.add_argument(
-        "-w", "--work-dir", type=Path, metavar="DIR", help="keep intermediate files here (default: a temporary folder)"
-    )
-    group.add_argument(
-        "--random-seed", type=int, default=0, metavar="N", help="seed of all chance (default: %(default)s)"
+        "--random-seed", type=_seed, default=0, metavar="N", help="seed of all chance (default: %(default)s)"
     )
     group.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice for debugging")
 
@@ -87,6 +77,30 @@ def _positive(text: str) -> int:
 positive = _positive
 
 
+def _seed(text: str) -> int:
+    """A whole number from 0."""
+    number = int(text)
+    if not 0 <= number < 2**31 - 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2147483646")
+    return number
+
+
+def threads_of(arguments: argparse.Namespace) -> int:
+    """Threads of one step.
+
+    Raises
+    ------
+    UsageError
+        If a step would take more threads than there are cores in all.
+    """
+    threads = arguments.omp_nthreads or min(8, arguments.nprocs)
+    if threads > arguments.nprocs:
+        raise UsageError(
+            f"--omp-nthreads {threads} is more than --nprocs {arguments.nprocs}; lower the one or raise the other."
+        )
+    return threads
+
+
 def available_cores() -> int:
     """Cores that this process may use, as the scheduler or the container grants them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
@@ -100,12 +114,10 @@ def available_cores() -> int:
     return max(1, cores)
 
 
-def set_up(threads: int, seed: int, verbose: int) -> None:
-    """Fix threads and seeds of the libraries before they are imported, and start the log."""
+def set_up(threads: int, verbose: int) -> None:
+    """Fix the threads of the libraries before they are imported, and start the log."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
         os.environ[name] = str(threads)
-    # ANTs takes 0 for "no seed"
-    os.environ["ANTS_RANDOM_SEED"] = str(abs(seed) + 1)
     # neither Nipype nor TemplateFlow may look for updates
     os.environ.setdefault("NO_ET", "1")
     os.environ.setdefault("NIPYPE_NO_ET", "1")
@@ -115,17 +127,17 @@ def set_up(threads: int, seed: int, verbose: int) -> None:
     logging.getLogger("bids_petsynth").setLevel(level)
 
 
-def find_requested(arguments: argparse.Namespace) -> list:
+def find_requested(arguments: argparse.Namespace, bids_dir: Path, derivatives: Mapping[str, Path]) -> list:
     """The cases that the selection options ask for."""
     from bids_petsynth.bids.index import find_cases, read_filter_file
 
     filters = read_filter_file(arguments.bids_filter_file) if arguments.bids_filter_file else None
     return find_cases(
-        arguments.bids_dir,
+        bids_dir,
         participants=arguments.participant_label,
         sessions=arguments.session_label,
         filters=filters,
-        derivatives=derivative_folders(arguments.derivatives),
+        derivatives=derivatives,
     )
 
 

@@ -14,6 +14,7 @@ from bids_petsynth.cli.common import (
     find_requested,
     positive,
     set_up,
+    threads_of,
 )
 from bids_petsynth.errors import UsageError
 from bids_petsynth.settings import Settings, Space
@@ -44,6 +45,14 @@ def parser() -> argparse.ArgumentParser:
         help="T1w (default) and TemplateFlow templates such as MNI152NLin2009cAsym:res-2",
     )
     what.add_argument("--record-values", action="store_true", help="write the clinical values, too, into the sidecars")
+    what.add_argument(
+        "-d",
+        "--derivatives",
+        nargs="+",
+        default=[],
+        metavar="NAME=PATH",
+        help="preprocessed datasets to use: fmriprep=PATH or smriprep=PATH (T1w and brain mask)",
+    )
     plan = out.add_argument_group("clinical columns")
     plan.add_argument(
         "--mapping", type=Path, metavar="TSV", help="what the dataset's columns mean (see --write-mapping)"
@@ -55,6 +64,9 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="print inputs, variables and outputs of each participant, and end"
     )
     add_running(out)
+    out.add_argument(
+        "-w", "--work-dir", type=Path, metavar="DIR", help="where intermediate files lie meanwhile (default: /tmp)"
+    )
     out.add_argument("--stop-on-first-crash", action="store_true", help="do not go on after a participant has failed")
     out.add_argument(
         "--skip-bids-validation",
@@ -75,11 +87,6 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
     from bids_petsynth.pet.tracers import tracer
 
     tracers = tuple(dict.fromkeys(tracer(name).name for name in arguments.tracer))
-    threads = arguments.omp_nthreads or min(8, arguments.nprocs)
-    if threads > arguments.nprocs:
-        raise UsageError(
-            f"--omp-nthreads {threads} is more than --nprocs {arguments.nprocs}; lower the one or raise the other."
-        )
     return Settings(
         bids_dir=arguments.bids_dir,
         out_dir=arguments.output_dir,
@@ -94,7 +101,7 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
         mapping=arguments.mapping,
         record_values=arguments.record_values,
         nprocs=arguments.nprocs,
-        omp_nthreads=threads,
+        omp_nthreads=threads_of(arguments),
         work_dir=arguments.work_dir,
         stop_on_first_crash=arguments.stop_on_first_crash,
     )
@@ -103,6 +110,8 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
 def space_from(text: str) -> Space:
     """``T1w`` or ``NAME[:res-N]``."""
     name, _, resolution = text.partition(":")
+    if name == "T1w" and resolution:
+        raise UsageError("--output-spaces T1w takes no resolution: it is the model's own grid on the T1w.")
     match = re.fullmatch(r"res-0*([1-9]\d*)", resolution) if resolution else None
     if not re.fullmatch(r"[A-Za-z0-9]+", name) or (resolution and match is None):
         raise UsageError(f"--output-spaces takes names such as T1w or MNI152NLin2009cAsym:res-2, not {text!r}.")
@@ -112,32 +121,24 @@ def space_from(text: str) -> Space:
 def run(arguments: argparse.Namespace) -> int:
     """Do it; 0 if every participant is done, 1 if one failed."""
     settings = settings_from(arguments)
-    set_up(settings.omp_nthreads, settings.seed, arguments.verbose)
-    cases = find_requested(arguments)
+    set_up(settings.omp_nthreads, arguments.verbose)
+    cases = find_requested(arguments, settings.bids_dir, settings.derivatives)
     if arguments.write_mapping:
         return _write_mapping(arguments.write_mapping, cases, settings)
-    from bids_petsynth.workflows import steps
-
-    model = steps.model_of(settings.model, settings.device).generator
-    for tracer in settings.tracers:
-        model.check_tracer(tracer)
-    for space in settings.spaces:
-        if not space.is_native:
-            from bids_petsynth.anatomy.normalisation import find_template
-
-            find_template(space.name, space.resolution)
+    _check(settings)
     if arguments.dry_run:
         return _dry_run(cases, settings)
     from bids_petsynth import __version__
     from bids_petsynth.bids.dataset import FAILED, write_dataset_files
     from bids_petsynth.bids.sink import check_writable
     from bids_petsynth.cli.progress import Progress
+    from bids_petsynth.workflows import steps
     from bids_petsynth.workflows.participant import run as run_cases
 
     check_writable(settings.out_dir)
     write_dataset_files(settings.out_dir, settings.bids_dir, __version__, settings.derivatives)
-    with Progress(len(cases) * len(settings.tracers)) as progress:
-        if model.model.demonstration:
+    with Progress(len(cases) * len(settings.tracers), arguments.verbose > 0) as progress:
+        if steps.description_of(settings.model).demonstration:
             progress.say("Demonstration model, trained on SIMULATED PET: nothing it writes is evidence about a person.")
         for case in cases:
             for sentence in case.notes:
@@ -149,6 +150,25 @@ def run(arguments: argparse.Namespace) -> int:
     if failed:
         print(f"{len(failed)} failed; the reasons are above and in {settings.out_dir / 'status.tsv'}.")
     return 1 if failed else 0
+
+
+def _check(settings: Settings) -> None:
+    """Find out now what would else fail for every participant: model, tracers, device, mapping, templates."""
+    from bids_petsynth.anatomy.normalisation import REGISTERED_AT, find_template
+    from bids_petsynth.clinical.mapping import read_mapping
+    from bids_petsynth.models.synthesizer import check_tracer, choose_device
+    from bids_petsynth.workflows import steps
+
+    choose_device(settings.device)
+    recipe = steps.description_of(settings.model).recipe
+    for tracer in settings.tracers:
+        check_tracer(recipe, tracer)
+    if settings.mapping:
+        read_mapping(settings.mapping)
+    for space in settings.spaces:
+        if not space.is_native:
+            for resolution in (REGISTERED_AT, space.resolution):
+                find_template(space.name, resolution)
 
 
 def _write_mapping(path: Path, cases: list, settings: Settings) -> int:
@@ -164,14 +184,13 @@ def _write_mapping(path: Path, cases: list, settings: Settings) -> int:
 
 def _dry_run(cases: list, settings: Settings) -> int:
     """Print what a run would read and write; nothing is written."""
-    from bids_petsynth.bids.naming import output_path
     from bids_petsynth.errors import InputError
+    from bids_petsynth.models.conditioning import used_variables
     from bids_petsynth.workflows import steps
-    from bids_petsynth.workflows.outputs import PET_KEY
+    from bids_petsynth.workflows.outputs import planned
     from bids_petsynth.workflows.participant import plan
 
-    model = steps.model_of(settings.model, settings.device).generator
-    res = round(model.model.recipe.grid.voxel_size)
+    recipe = steps.description_of(settings.model).recipe
     code = 0
     for case in cases:
         print(case.label)
@@ -181,16 +200,17 @@ def _dry_run(cases: list, settings: Settings) -> int:
             code = 1
             print(f"  cannot be worked on: {error}")
             continue
-        print(f"  T1w        {case.derivatives.get('preproc_t1w', case.t1w)}")
-        used = model.used_variables(job.record)
+        for kind, path in {"T1w": case.t1w, **case.derivatives}.items():
+            print(f"  {kind:<12} {path}")
+        used = used_variables(job.record, recipe.conditioning.variables)
         for name, value in sorted(job.record.values.items(), key=lambda item: item[0] not in used):
             if name in used or value.status != "missing":
-                state = used.get(name, value.status)
                 extra = "" if name in used else " (not an input of this model)"
-                print(f"  {name:<20} {state:<10} {value.source}{extra}")
+                print(f"  {name:<20} {used.get(name, value.status):<10} {value.source}{extra}".rstrip())
         for sentence in (*case.notes, *job.record.warnings):
-            print(f"  note       {sentence}")
+            print(f"  note: {sentence}")
         for tracer in settings.tracers:
-            state = "up to date" if tracer in job.current else "to do"
-            print(f"  {tracer:<10} {state:<10} {output_path(PET_KEY, case, tracer=tracer, res=res)}")
+            print(f"  {tracer}: {'up to date' if tracer in job.current else 'to do'}")
+            for path in planned(case, tracer, settings, round(recipe.grid.voxel_size)):
+                print(f"    {path}")
     return code

@@ -10,8 +10,8 @@ from typing import Any
 class Progress:
     """Context manager; ``outcome`` is called with every ``workflows.participant.Outcome``."""
 
-    def __init__(self, total: int):
-        self.total, self.count, self.began = total, 0, time.monotonic()
+    def __init__(self, total: int, verbose: bool = False):
+        self.total, self.verbose, self.count, self.began = total, verbose, 0, time.monotonic()
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
@@ -46,8 +46,12 @@ class Progress:
         """Say how one scan and tracer ended."""
         self.count += 1
         name = outcome.case.label + (f" {outcome.tracer}" if outcome.tracer else "")
-        text = outcome.reason if outcome.status == "failed" else f"{name}: {outcome.status}"
-        seconds = time.monotonic() - self.began
-        self.say(f"[{self.count}, {seconds:.0f} s] {'FAILED ' if outcome.status == 'failed' else ''}{text}")
+        if outcome.status == "failed":
+            text = f"FAILED {outcome.reason}"
+        elif outcome.reason == "up to date" or (outcome.reason and self.verbose):
+            text = f"{name}: done ({outcome.reason})"
+        else:
+            text = f"{name}: done" + (", with warnings in its sidecar and status.tsv" if outcome.reason else "")
+        self.say(f"[{self.count}, {time.monotonic() - self.began:.0f} s] {text}")
         if self._bar:
             self._bar.advance(self._task)

@@ -6,10 +6,13 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bids_petsynth.cli.common import Parser, add_running, add_selection, find_requested, positive, set_up
+from bids_petsynth.cli.common import Parser, add_running, add_selection, find_requested, positive, set_up, threads_of
 from bids_petsynth.errors import UsageError
-from bids_petsynth.types import Anatomy, Case
+
+if TYPE_CHECKING:  # these import numpy, which must not come before the threads are fixed
+    from bids_petsynth.types import Anatomy, Case
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,16 +33,17 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it; 0 if every head could be used, 1 if one failed."""
-    set_up(arguments.omp_nthreads or min(8, arguments.nprocs), arguments.random_seed, arguments.verbose)
+    threads = threads_of(arguments)
+    set_up(threads, arguments.verbose)
     if arguments.output_dir.resolve() == arguments.bids_dir.resolve():
         raise UsageError("The simulated dataset needs a folder of its own; choose another OUTPUT_DIR.")
-    cases = find_requested(arguments)
+    cases = find_requested(arguments, arguments.bids_dir.resolve(), {})
     import torch
 
     from bids_petsynth.models.synthesizer import choose_device
     from bids_petsynth.simulation.dataset import write_dataset
 
-    torch.set_num_threads(arguments.omp_nthreads or min(8, arguments.nprocs))
+    torch.set_num_threads(threads)
     written = write_dataset(
         cases,
         arguments.output_dir,

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from bids_petsynth.errors import ModelError
 from bids_petsynth.models.recipe import VariableSpec
 from bids_petsynth.tables import read_table
+from bids_petsynth.types import ClinicalRecord
 
 #: Rows of the tracer embedding; ``data/tracer_codes.tsv`` may grow up to it without changing a trained model's shape.
 TRACER_SLOTS = 32
@@ -67,6 +68,12 @@ def record_matrix(records: Sequence[Readable], variables: Sequence[VariableSpec]
     """``(N, V)`` float32 of transformed values, NaN where missing."""
     rows = [[_transformed(record, spec) for spec in variables] for record in records]
     return torch.tensor(rows, dtype=torch.float32).reshape(len(records), len(variables))
+
+
+def used_variables(record: ClinicalRecord, variables: Sequence[VariableSpec]) -> dict[str, str]:
+    """Name → status (``found``, ``converted``, ``computed``, ``missing``) of the variables that a model takes."""
+    known = record_matrix([record], variables)[0].isfinite().tolist()
+    return {s.name: record.values[s.name].status if k else "missing" for s, k in zip(variables, known, strict=True)}
 
 
 def fit_standardisation(matrix: Tensor) -> Standardisation:

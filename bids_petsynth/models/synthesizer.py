@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from bids_petsynth.models.conditioning import Readable, record_matrix, standardi
 from bids_petsynth.models.denoiser import Condition, Sources, fast_autocast, on_painting_grid
 from bids_petsynth.models.folder import Model, load_model
 from bids_petsynth.models.process import SOLVERS, draw_noise, guided, shifted_grid
+from bids_petsynth.models.recipe import Recipe
 from bids_petsynth.tables import data_path
 from bids_petsynth.types import Anatomy, ClinicalRecord
 
@@ -50,6 +50,18 @@ def pool_labels(probabilities: np.ndarray, factor: int) -> Tensor:
     return torch.cat([F.avg_pool3d(p, factor) for p in classes], dim=1)
 
 
+def check_tracer(recipe: Recipe, tracer: str) -> None:
+    """Raise UsageError if a model of this recipe was not trained on ``tracer``."""
+    if tracer not in recipe.tracers:
+        known = ", ".join(recipe.tracers)
+        raise UsageError(f"The model {recipe.name} does not know the tracer {tracer}; it knows {known}.")
+
+
+def built_in() -> Path:
+    """Folder of the demonstration model inside the package."""
+    return data_path("models", "petsynth-demo")
+
+
 class Synthesizer:
     """A loaded model on a device.
 
@@ -77,25 +89,12 @@ class Synthesizer:
             If the device does not exist.
         """
         device = choose_device(device)
-        return cls(load_model(data_path("models", "petsynth-demo") if folder is None else Path(folder)), device)
+        return cls(load_model(built_in() if folder is None else Path(folder)), device)
 
     @property
     def tracers(self) -> tuple[str, ...]:
         """Tracers that the model can synthesise."""
         return self.model.recipe.tracers
-
-    def used_variables(self, record: ClinicalRecord) -> Mapping[str, str]:
-        """Name → status (``found``, ``converted``, ``computed``, ``missing``) of the variables that the model takes."""
-        names = [spec.name for spec in self.model.recipe.conditioning.variables]
-        status = {n: record.values[n].status if record.get(n) is not None else "missing" for n in names}
-        known = record_matrix([record], self.model.recipe.conditioning.variables)[0].isfinite().tolist()
-        return {n: status[n] if usable else "missing" for n, usable in zip(names, known, strict=True)}
-
-    def check_tracer(self, tracer: str) -> None:
-        """Raise UsageError if the model was not trained on ``tracer``."""
-        if tracer not in self.tracers:
-            known = ", ".join(self.tracers)
-            raise UsageError(f"The model {self.model.recipe.name} does not know the tracer {tracer}; it knows {known}.")
 
     def draw(
         self, anatomy: Anatomy, record: ClinicalRecord, tracer: str, n_draws: int | None = None, seed: int = 0
@@ -123,8 +122,8 @@ class Synthesizer:
         InputError
             If the anatomy does not lie on the model's grid.
         """
-        self.check_tracer(tracer)
         recipe = self.model.recipe
+        check_tracer(recipe, tracer)
         shape = tuple(recipe.grid.shape)
         if anatomy.t1w.shape != shape or anatomy.probabilities.shape != (self.model.classes, *shape):
             raise InputError(

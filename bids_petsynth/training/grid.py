@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from bids_petsynth.anatomy import alignment as align
 from bids_petsynth.anatomy.bias import bias_field
 from bids_petsynth.anatomy.regions import n_classes
+from bids_petsynth.anatomy.registration import register_affine, to_ants
 from bids_petsynth.anatomy.volume import Volume, read_t1w, resample
 from bids_petsynth.tables import data_path
 from bids_petsynth.training.labelling import UNSEEN
@@ -40,20 +41,16 @@ def _seen_heads(heads: Path) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
 
 def make_template(heads: Path) -> None:
     """Register the heads' brains affinely to the MNI template, average their centroids; then align and average T1w."""
-    import ants
     import nibabel as nib
     from nilearn.datasets import load_mni152_template
 
     mni = load_mni152_template(resolution=2)
-    fixed = align.to_ants(mni.get_fdata(dtype=np.float32), mni.affine)
+    fixed = to_ants(mni.get_fdata(dtype=np.float32), mni.affine)
     right = np.array([1.0, 0, 0])
     sums: dict[tuple[str, str], list[np.ndarray]] = {}
     for image, classes, affine in _seen_heads(heads):
         brain = (classes > 0) & (classes != 47)
-        found = ants.registration(
-            fixed, align.to_ants(np.where(brain, image, 0), affine), type_of_transform="Affine", random_seed=1
-        )
-        to_head = align.affine_of(ants.read_transform(found["fwdtransforms"][0]))
+        to_head = register_affine(fixed, to_ants(np.where(brain, image, 0), affine), "Affine", seed=0)
         to_mni = np.linalg.inv(to_head)
         for key, (centre, _) in align.sided_centroids(classes, to_mni @ affine, right, np.zeros(3)).items():
             sums.setdefault(key, []).append(centre)

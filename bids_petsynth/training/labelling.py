@@ -38,7 +38,7 @@ def tissue_codes() -> Tensor:
 
 
 def merge_dlmuse(labels: np.ndarray) -> np.ndarray:
-    """DLMUSE labels → this project's classes; its two unnamed labels take the nearest named one's class."""
+    """DLMUSE labels → this project's classes; two unnamed labels take the nearest named one's class."""
     from scipy.ndimage import distance_transform_edt
 
     table = np.zeros(256, np.uint8)
@@ -53,7 +53,7 @@ def merge_dlmuse(labels: np.ndarray) -> np.ndarray:
 
 
 def prepare(dataset: Path, arrays: Path) -> None:
-    """Write ``arrays`` (npz): images (uint8), classes with clusters outside the brain, subject labels, in RAS at 2 mm."""
+    """Write ``arrays`` (npz): images (uint8), classes with clusters outside the brain, names, in RAS at 2 mm."""
     import nibabel as nib
     from sklearn.cluster import KMeans
 

@@ -1,127 +1,148 @@
 """Thin Nipype interfaces around the domain functions; what they hand on lies in the node's folder.
 
-Each catches what the user must be told, notes it in the output folder's status, and raises it again, so that Nipype
-drops the rest of this participant and goes on with the others.
+A node never raises: what went wrong is handed on as a sentence, the nodes after it pass it by, and the last one notes
+it in the output folder's status. Nipype would otherwise write the node's inputs into crash files. For the same reason
+the clinical record is no input of a node but is read where it is needed.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
+from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
 
 from bids_petsynth.bids.dataset import DONE, FAILED, record_status
 from bids_petsynth.errors import PetsynthError
 from bids_petsynth.settings import Settings
-from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid
+from bids_petsynth.types import Anatomy, Case, Grid
 from bids_petsynth.workflows import steps
 
 
 class _CaseSpec(BaseInterfaceInputSpec):
-    case = traits.Instance(Case, mandatory=True, nohash=True)
-    settings = traits.Instance(Settings, mandatory=True, nohash=True)
-    input_hash = traits.Str(mandatory=True, desc="hash of the inputs; decides whether a stored result can be reused")
+    case = traits.Instance(Case, mandatory=True)
+    settings = traits.Instance(Settings, mandatory=True)
+    use_gpu = traits.Bool(False, usedefault=True, desc="read by Nipype's MultiProc plugin")
+
+
+class _AnatomyInput(_CaseSpec):
+    input_hash = traits.Str(mandatory=True, desc="hash of the scan")
+    write = traits.Bool(True, usedefault=True, desc="write the derivatives (False: they are up to date)")
+    alone = traits.Bool(False, usedefault=True, desc="no tracer follows: note the outcome here")
 
 
 class _AnatomyOutput(TraitedSpec):
-    head_file = File(desc="the head on the model grid")
+    head_file = traits.Str(desc="the head on the model grid")
+    warps = traits.Dict(desc="transform files by template")
+    failure = traits.Str(desc="what went wrong, empty if nothing did")
 
 
 class AnalyseHead(SimpleInterface):
     """T1w → labels, masks, alignment; writes the anatomical derivatives."""
 
-    class input_spec(_CaseSpec):
-        write = traits.Bool(True, usedefault=True, desc="write the derivatives (False: they are up to date)")
-
+    input_spec = _AnatomyInput
     output_spec = _AnatomyOutput
 
     def _run_interface(self, runtime):
-        with _noted(self.inputs.settings, self.inputs.case, None):
-            anatomy = steps.anatomy(self.inputs.case, self.inputs.settings, self.inputs.input_hash, self.inputs.write)
-            self._results["head_file"] = str(_store_head(anatomy, Path(runtime.cwd) / "head.npz"))
+        case, settings = self.inputs.case, self.inputs.settings
+        self._results.update(head_file="", warps={})
+
+        def work() -> None:
+            head = steps.anatomy(case, settings, self.inputs.input_hash, self.inputs.write)
+            self._results["warps"] = steps.warps(head, settings, Path(runtime.cwd))
+            self._results["head_file"] = str(store_head(head, Path(runtime.cwd) / "head.npz"))
+
+        failure = self._results["failure"] = attempt(work, settings, case.label)
+        if self.inputs.alone:
+            record_status(settings.out_dir, case, None, FAILED if failure else DONE, failure)
         return runtime
 
 
+class _SynthesisInput(_CaseSpec):
+    tracer = traits.Str(mandatory=True)
+    head_file = traits.Str(mandatory=True)
+    failure = traits.Str(mandatory=True)
+
+
 class _SynthesisOutput(TraitedSpec):
-    draws_file = File(desc="draws in SUVR on the model grid")
-    head_file = File(desc="the head, handed on")
+    draws_file = traits.Str(desc="draws in SUVR on the model grid")
+    failure = traits.Str(desc="what went wrong here or before")
 
 
 class Synthesise(SimpleInterface):
     """The generator: head and record → draws of one tracer. A GPU node where the device is one."""
 
-    class input_spec(_CaseSpec):
-        record = traits.Instance(ClinicalRecord, mandatory=True, nohash=True)
-        tracer = traits.Str(mandatory=True)
-        head_file = File(exists=True, mandatory=True)
-        use_gpu = traits.Bool(False, usedefault=True, desc="read by Nipype's MultiProc plugin")
-
+    input_spec = _SynthesisInput
     output_spec = _SynthesisOutput
 
     def _run_interface(self, runtime):
-        with _noted(self.inputs.settings, self.inputs.case, self.inputs.tracer):
-            anatomy = load_head(Path(self.inputs.head_file))
-            draws = steps.draws(anatomy, self.inputs.record, self.inputs.tracer, self.inputs.settings)
-            path = Path(runtime.cwd) / "draws.npy"
-            np.save(path, draws, allow_pickle=False)
-            self._results.update(draws_file=str(path), head_file=self.inputs.head_file)
+        case, settings, tracer = self.inputs.case, self.inputs.settings, self.inputs.tracer
+        path = Path(runtime.cwd) / "draws.npy"
+
+        def work() -> None:
+            head = load_head(Path(self.inputs.head_file))
+            np.save(path, steps.draws(head, steps.record_of(case, settings), tracer, settings), allow_pickle=False)
+
+        failure = self.inputs.failure or attempt(work, settings, f"{case.label}_trc-{tracer}")
+        self._results.update(draws_file=str(path), failure=failure)
         return runtime
 
 
+class _WriteInput(_SynthesisInput):
+    input_hash = traits.Str(mandatory=True, desc="hash of the scan and of the variables that the model knows")
+    draws_file = traits.Str(mandatory=True)
+    warps = traits.Dict(mandatory=True)
+
+
 class _WriteOutput(TraitedSpec):
-    done = traits.Bool()
+    failure = traits.Str(desc="what went wrong here or before")
 
 
 class WritePET(SimpleInterface):
-    """Quantify the draws of one tracer, resample them where asked, write everything."""
+    """Quantify the draws of one tracer, resample them where asked, write everything, note how it ended."""
 
-    class input_spec(_CaseSpec):
-        record = traits.Instance(ClinicalRecord, mandatory=True, nohash=True)
-        tracer = traits.Str(mandatory=True)
-        head_file = File(exists=True, mandatory=True)
-        draws_file = File(exists=True, mandatory=True)
-
+    input_spec = _WriteInput
     output_spec = _WriteOutput
 
     def _run_interface(self, runtime):
         case, settings, tracer = self.inputs.case, self.inputs.settings, self.inputs.tracer
-        with _noted(settings, case, tracer):
-            anatomy = load_head(Path(self.inputs.head_file))
+        warnings: list[str] = []
+
+        def work() -> None:
+            head = load_head(Path(self.inputs.head_file))
             draws = np.load(self.inputs.draws_file, allow_pickle=False)
-            folder = Path(runtime.cwd)
-            steps.outputs(case, anatomy, draws, self.inputs.record, tracer, settings, self.inputs.input_hash, folder)
-            record_status(settings.out_dir, case, tracer, DONE)
-            self._results["done"] = True
+            record = steps.record_of(case, settings)
+            steps.outputs(case, head, draws, record, tracer, settings, self.inputs.input_hash, self.inputs.warps)
+            warnings.extend((*record.warnings, *head.warnings))
+
+        failure = self.inputs.failure or attempt(work, settings, f"{case.label}_trc-{tracer}")
+        record_status(settings.out_dir, case, tracer, FAILED if failure else DONE, failure or " ".join(warnings))
+        self._results["failure"] = failure
         return runtime
 
 
-@contextmanager
-def _noted(settings: Settings, case: Case, tracer: str | None) -> Iterator[None]:
-    """Set the node's threads; note a failure in the status before it is raised again."""
+def attempt(work: Callable[[], Any], settings: Settings, name: str) -> str:
+    """Do the work with the run's number of threads; return what to tell the user if it fails, else nothing."""
     import torch
 
     torch.set_num_threads(settings.omp_nthreads)
     try:
-        yield
+        work()
     except PetsynthError as error:
-        record_status(settings.out_dir, case, tracer, FAILED, str(error))
-        raise
+        return str(error)
     except Exception as error:
-        name = f"{case.label}{'_trc-' + tracer if tracer else ''}_crash.txt"
-        path = settings.out_dir / "logs" / name
+        path = settings.out_dir / "logs" / f"{name}_crash.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(traceback.format_exc())
-        sentence = f"{case.label}: stopped by an unexpected {type(error).__name__}; the details are in logs/{name}."
-        record_status(settings.out_dir, case, tracer, FAILED, sentence)
-        raise
+        return f"{name}: stopped by an unexpected {type(error).__name__}; please report logs/{path.name}."
+    return ""
 
 
-def _store_head(anatomy: Anatomy, path: Path) -> Path:
-    """An uncompressed npz: arrays, and the rest as numbers."""
+def store_head(anatomy: Anatomy, path: Path) -> Path:
+    """Write an anatomy as an uncompressed npz."""
     names = sorted(anatomy.quality)
     np.savez(
         path,
@@ -137,7 +158,7 @@ def _store_head(anatomy: Anatomy, path: Path) -> Path:
 
 
 def load_head(path: Path) -> Anatomy:
-    """Read what :func:`_store_head` wrote."""
+    """Read what :func:`store_head` wrote."""
     with np.load(path, allow_pickle=False) as data:
         quality = dict(zip(data["quality_names"].tolist(), data["quality"].tolist(), strict=True))
         t1w = data["t1w"]

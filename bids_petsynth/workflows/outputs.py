@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,6 @@ from bids_petsynth.anatomy.regions import lookup
 from bids_petsynth.api import SyntheticPET
 from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sidecars import (
-    Synthesis,
     bids_uri,
     dseg_sidecar,
     mask_sidecar,
@@ -25,29 +25,32 @@ from bids_petsynth.bids.sink import Sink
 from bids_petsynth.pet.quantification import suvr_rows, tacs_rows
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.settings import Settings, Space
-from bids_petsynth.types import Case, ClinicalRecord
+from bids_petsynth.types import Case
 
 #: Written last of the anatomical outputs: its sidecar says that all of them are there.
 ANATOMY_KEY = "dseg"
 #: Written last of a tracer's outputs.
 PET_KEY = "pet_mean"
 
+_FRAME = {
+    "frame_start": {"Description": "Start of the tracer's usual window after injection", "Units": "s"},
+    "frame_end": {"Description": "End of the tracer's usual window after injection", "Units": "s"},
+}
+
 
 def sources_of(case: Case, settings: Settings) -> list[str]:
     """BIDS URIs of the input images."""
     datasets = {"raw": settings.bids_dir, **settings.derivatives}
     files = [case.derivatives.get("preproc_t1w", case.t1w), case.derivatives.get("brain_mask")]
-    return [bids_uri(Path(file).absolute(), _absolute(datasets)) for file in files if file]
-
-
-def _absolute(datasets: dict[str, Path]) -> dict[str, Path]:
-    return {name: Path(path).absolute() for name, path in datasets.items()}
+    # a link inside a dataset belongs to it wherever it leads: only the folder is made full
+    return [bids_uri(Path(file).parent.resolve() / Path(file).name, datasets) for file in files if file]
 
 
 def write_anatomy(sink: Sink, case: Case, head: Head, settings: Settings) -> None:
     """Bias-corrected T1w, brain mask, tissue probabilities, alignment, labels with their table."""
     sources = sources_of(case, settings)
     affine = head.t1w.affine
+    sink.forget(output_path(ANATOMY_KEY, case))
     sink.save_image(output_path("t1w", case), head.t1w.data, affine, t1w_sidecar(case, sources))
     sink.save_image(output_path("brain_mask", case), head.mask, affine, mask_sidecar(sources))
     for tissue, values in head.tissues.items():
@@ -74,67 +77,79 @@ def write_pet(
     sink: Sink,
     case: Case,
     pet: SyntheticPET,
-    synthesis: Synthesis,
-    record: ClinicalRecord,
-    used: Sequence[str],
     settings: Settings,
-    templates: dict[Space, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    templates: Mapping[Space, tuple[np.ndarray, np.ndarray, np.ndarray]],
 ) -> None:
     """Draws (if asked for), standard deviation, tables, and last the mean.
 
     ``templates`` holds for every output space but T1w the mean and SD resampled into it, and its affine.
     """
     spec = tracer_named(pet.tracer)
-    anatomy = pet.anatomy
-    result = pet.quantification
-    voxel = float(np.linalg.norm(anatomy.grid.affine[:3, 0]))
+    result, grid = pet.quantification, pet.anatomy.grid
+    native, voxel = Space("T1w"), _voxel(grid.affine)
+    res = round(voxel)
     sources = [*sources_of(case, settings), bids_uri(output_path(ANATOMY_KEY, case), {})]
-    warnings = [*record.warnings, *anatomy.warnings, *result.notes]
-    common = {"reference_region": spec.reference_name, "used": used, "record_values": settings.record_values}
 
-    def sidecar(kind: str, space: Space, draw: int | None = None) -> dict:
-        where = bids_uri(output_path("t1w", case), {}) if space.is_native else space.name
+    def about(kind: str, space: Space = native, voxel: float = voxel, draw: int | None = None) -> dict[str, Any]:
         return pet_sidecar(
             case,
             kind,
             pet.tracer,
-            synthesis,
-            record,
+            pet.synthesis,
+            pet.record,
             sources,
-            spatial_reference=where,
-            voxel_mm=voxel if space.is_native else float(space.resolution),
+            reference_region=spec.reference_name,
+            spatial_reference=bids_uri(output_path("t1w", case), {}) if space.is_native else space.name,
+            voxel_mm=voxel,
+            used=pet.used,
             draw=draw,
-            warnings=warnings,
-            **common,
+            record_values=settings.record_values,
+            warnings=[*pet.record.warnings, *pet.anatomy.warnings, *result.notes],
         )
 
-    native = Space("T1w")
-    res = round(voxel)
-    affine = anatomy.grid.affine
+    def place(kind: str, **entities: str | int) -> Path:
+        return output_path(kind, case, tracer=pet.tracer, **entities)
+
+    # an earlier run may have written more draws or other spaces
+    sink.forget(place(PET_KEY, res=res))
+    for old in (sink.out_dir / place("regions")).parent.glob(f"{case.label}_trc-{pet.tracer}_*"):
+        old.unlink(missing_ok=True)
     if settings.save_draws:
         for number, draw in enumerate(pet.draws, 1):
-            path = output_path("pet_draw", case, tracer=pet.tracer, res=res, draw=number)
-            sink.save_image(path, draw, affine, sidecar("draw", native, number))
-    for space, (mean, std, where) in templates.items():
-        entities = {"tracer": pet.tracer, "space": space.name, "res": space.resolution}
-        sink.save_image(output_path("pet_std", case, **entities), std, where, sidecar("std", space), 4)
-        sink.save_image(output_path("pet_mean", case, **entities), mean, where, sidecar("mean", space), 4)
-    columns = {
-        "frame_start": {"Description": "Start of the tracer's usual window after injection", "Units": "s"},
-        "frame_end": {"Description": "End of the tracer's usual window after injection", "Units": "s"},
-    }
-    about = table_sidecar(columns, pet.tracer, synthesis, record, sources, used, settings.record_values)
-    sink.save_tsv(output_path("regions", case, tracer=pet.tracer), tacs_rows(result, spec), sidecar=about)
-    rows = suvr_rows(result)
+            path = place("pet_draw", res=res, draw=number)
+            sink.save_image(path, draw, grid.affine, about("draw", draw=number))
+    for space, (mean, std, affine) in templates.items():
+        where = {"space": space.name, "res": space.resolution}
+        sink.save_image(place("pet_std", **where), std, affine, about("std", space, _voxel(affine)), 4)
+        sink.save_image(place("pet_mean", **where), mean, affine, about("mean", space, _voxel(affine)), 4)
+    rows, tacs = suvr_rows(result), tacs_rows(result, spec)
+    frame = {name: tacs[0][name] for name in _FRAME}
     deviations = {row["name"]: row["sd"] for row in rows if row["index"] is not None}
-    frame = {k: v for k, v in tacs_rows(result, spec)[0].items() if k in columns}
-    sink.save_tsv(output_path("regions_std", case, tracer=pet.tracer), [{**frame, **deviations}], sidecar=about)
-    sink.save_tsv(output_path("suvr", case, tracer=pet.tracer), rows, sidecar=about)
-    sink.save_tsv(output_path("measures", case, tracer=pet.tracer), [measures(pet)], sidecar=about)
-    std_path = output_path("pet_std", case, tracer=pet.tracer, res=res)
-    sink.save_image(std_path, pet.std, affine, sidecar("std", native))
-    mean_path = output_path(PET_KEY, case, tracer=pet.tracer, res=res)
-    sink.save_image(mean_path, pet.mean, affine, sidecar("mean", native))
+    table = table_sidecar(_FRAME, pet.tracer, pet.synthesis, pet.record, sources, pet.used, settings.record_values)
+    sink.save_tsv(place("regions"), tacs, sidecar=table)
+    sink.save_tsv(place("regions_std"), [{**frame, **deviations}], sidecar=table)
+    sink.save_tsv(place("suvr"), rows, sidecar=table)
+    sink.save_tsv(place("measures"), [measures(pet)], sidecar=table)
+    sink.save_image(place("pet_std", res=res), pet.std, grid.affine, about("std"))
+    sink.save_image(place(PET_KEY, res=res), pet.mean, grid.affine, about("mean"))
+
+
+def planned(case: Case, tracer: str, settings: Settings, res: int) -> list[Path]:
+    """The images and tables that a run writes for one tracer, anatomy left out."""
+    kinds = [("pet_mean", {"res": res}), ("pet_std", {"res": res})]
+    if settings.save_draws:
+        kinds += [("pet_draw", {"res": res, "draw": number + 1}) for number in range(settings.n_draws)]
+    for space in settings.spaces:
+        if not space.is_native:
+            where = {"space": space.name, "res": space.resolution}
+            kinds += [("pet_mean", where), ("pet_std", where)]
+    kinds += [(name, {}) for name in ("suvr", "measures", "regions", "regions_std")]
+    return [output_path(kind, case, tracer=tracer, **entities) for kind, entities in kinds]
+
+
+def _voxel(affine: np.ndarray) -> float:
+    """Size of an isotropic voxel in mm."""
+    return float(np.linalg.norm(affine[:3, 0]))
 
 
 def measures(pet: SyntheticPET) -> dict[str, object]:

@@ -2,25 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
+from bids_petsynth.anatomy.segmentation import WEIGHTS
 from bids_petsynth.anatomy.volume import read_t1w
 from bids_petsynth.api import Synthesizer, summarise
-from bids_petsynth.bids.sidecars import Synthesis
 from bids_petsynth.bids.sink import Sink, hash_file, hash_settings
+from bids_petsynth.bids.tables import dataset_rows
+from bids_petsynth.clinical.mapping import read_mapping
+from bids_petsynth.clinical.records import read_record
 from bids_petsynth.errors import InputError
+from bids_petsynth.models.folder import Model, load_model
+from bids_petsynth.models.synthesizer import built_in
 from bids_petsynth.settings import Settings, Space
+from bids_petsynth.tables import data_path
 from bids_petsynth.types import Anatomy, Case, ClinicalRecord
 from bids_petsynth.workflows.outputs import write_anatomy, write_pet
 
 
 @lru_cache(maxsize=1)
 def model_of(folder: Path | None, device: str) -> Synthesizer:
-    """The model, loaded once per process."""
+    """The model on its device, loaded once per process."""
     return Synthesizer.load(folder, device)
+
+
+@lru_cache(maxsize=1)
+def description_of(folder: Path | None) -> Model:
+    """The model on the CPU, to read off what it knows: the parent of workers must not start CUDA."""
+    return load_model(folder or built_in())
+
+
+@lru_cache(maxsize=1)
+def labelling_hash() -> str:
+    """Hash of the labelling network's weights."""
+    return hash_file(data_path(*WEIGHTS))
+
+
+def record_of(case: Case, settings: Settings) -> ClinicalRecord:
+    """The clinical record of a case from the dataset's tables, warnings of the reading included."""
+    rows, warnings = dataset_rows(settings.bids_dir, case.participant, case.session)
+    mapping = read_mapping(settings.mapping) if settings.mapping else None
+    record = read_record(rows, mapping, scan_date=case.t1w_date, session=case.session)
+    return replace(record, warnings=(*warnings, *record.warnings))
 
 
 def scan_hash(case: Case) -> str:
@@ -41,19 +70,23 @@ def scan_hash(case: Case) -> str:
         ) from None
 
 
-def pet_hash(scan: str, record: ClinicalRecord, used: list[str]) -> str:
+def pet_hash(scan: str, record: ClinicalRecord, used: Sequence[str]) -> str:
     """Hash of what a synthetic scan depends on: the images and the variables that the model knows."""
     return hash_settings([scan, {name: record.get(name) for name in used}])
 
 
 def anatomy_sink(settings: Settings, input_hash: str) -> Sink:
-    """Where anatomical outputs go."""
-    return Sink(settings.out_dir, hash_settings(settings.of_anatomy()), input_hash)
+    """Where anatomical outputs go; its hash covers all that they depend on beside the scan."""
+    grid = description_of(settings.model).recipe.grid.model_dump(mode="json")
+    about = [settings.of_anatomy(), labelling_hash(), grid, version("bids-petsynth")]
+    return Sink(settings.out_dir, hash_settings(about), input_hash)
 
 
-def pet_sink(settings: Settings, input_hash: str, tracer: str, model: str) -> Sink:
-    """Where the outputs of one tracer go."""
-    return Sink(settings.out_dir, hash_settings(settings.of_synthesis(tracer, model)), input_hash)
+def pet_sink(settings: Settings, input_hash: str, tracer: str) -> Sink:
+    """Where the outputs of one tracer go; its hash covers all that they depend on beside scan and record."""
+    model = description_of(settings.model).fingerprint
+    about = [settings.of_synthesis(tracer), labelling_hash(), model, version("bids-petsynth")]
+    return Sink(settings.out_dir, hash_settings(about), input_hash)
 
 
 def anatomy(case: Case, settings: Settings, input_hash: str, write: bool) -> Anatomy:
@@ -61,9 +94,8 @@ def anatomy(case: Case, settings: Settings, input_hash: str, write: bool) -> Ana
     model = model_of(settings.model, settings.device)
     preprocessed = case.derivatives.get("preproc_t1w")
     mask = case.derivatives.get("brain_mask")
-    t1w = read_t1w(preprocessed or case.t1w, case.label)
     head = model.analyse(
-        t1w,
+        read_t1w(preprocessed or case.t1w, case.label),
         case.label,
         mask=None if mask is None else read_t1w(mask, case.label),
         corrected=preprocessed is not None,
@@ -72,6 +104,14 @@ def anatomy(case: Case, settings: Settings, input_hash: str, write: bool) -> Ana
     if write:
         write_anatomy(anatomy_sink(settings, input_hash), case, head, settings)
     return head.anatomy
+
+
+def warps(head: Anatomy, settings: Settings, folder: Path) -> dict[str, list[str]]:
+    """Registrations to the templates that were asked for: name → transform files in ``folder``."""
+    from bids_petsynth.anatomy.normalisation import register
+
+    names = {space.name for space in settings.spaces if not space.is_native}
+    return {name: list(register(head, name, folder, settings.seed)) for name in sorted(names)}
 
 
 def draws(head: Anatomy, record: ClinicalRecord, tracer: str, settings: Settings) -> np.ndarray:
@@ -88,36 +128,19 @@ def outputs(
     tracer: str,
     settings: Settings,
     input_hash: str,
-    folder: Path,
+    transforms: Mapping[str, Sequence[str]],
 ) -> None:
-    """Quantify and write one tracer's outputs; ``folder`` is for intermediate files."""
-    from bids_petsynth.anatomy.normalisation import register
+    """Quantify and write one tracer's outputs, in every output space."""
+    from bids_petsynth.anatomy.normalisation import into_template
 
-    generator = model_of(settings.model, settings.device).generator
-    pet = summarise(head, volumes, tracer)
+    model = description_of(settings.model)
+    pet = summarise(head, volumes, record, tracer, model, settings.seed, case.label)
+    affine = head.grid.affine
     templates: dict[Space, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     for space in settings.spaces:
         if not space.is_native:
-            found = register(head, space.name, space.resolution, folder, settings.seed)
-            mean, affine = found.apply(pet.mean, head.grid.affine)
-            templates[space] = (mean, found.apply(pet.std, head.grid.affine)[0], affine)
-    used = list(generator.used_variables(record))
-    sink = pet_sink(settings, input_hash, tracer, generator.model.fingerprint)
-    write_pet(sink, case, pet, synthesis_of(settings), record, used, settings, templates)
-
-
-def synthesis_of(settings: Settings) -> Synthesis:
-    """How this run makes PET, for the sidecars."""
-    model = model_of(settings.model, settings.device).generator.model
-    process = model.recipe.process
-    return Synthesis(
-        model=model.recipe.name,
-        version=model.version,
-        weights_sha256=model.weights_sha256,
-        demonstration=model.demonstration,
-        sampler=process.solver,
-        steps=process.steps,
-        guidance=process.guidance,
-        seed=settings.seed,
-        n_draws=settings.n_draws,
-    )
+            files = transforms[space.name]
+            mean, where = into_template(pet.mean, affine, space.name, space.resolution, files)
+            std, _ = into_template(pet.std, affine, space.name, space.resolution, files)
+            templates[space] = (mean, std, where)
+    write_pet(pet_sink(settings, input_hash, tracer), case, pet, settings, templates)
