@@ -101,7 +101,7 @@ class TrainingSpec(_Part):
     """The loop: AdamW with warm-up and cosine decay, exponential moving average, gradient clipping.
 
     ``pool`` simulated people, each on their own deformed head and scanned with every tracer, are kept; one is replaced
-    every ``refresh`` steps.
+    every ``refresh`` steps. Before that the painter is trained on the regional means of ``regional_people`` more.
     """
 
     steps: int = Field(ge=1)
@@ -114,6 +114,7 @@ class TrainingSpec(_Part):
     seed: int = Field(default=0, ge=0)
     pool: int = Field(default=100, ge=1)
     refresh: int = Field(default=2, ge=1)
+    regional_people: int = Field(default=2000, ge=1)
 
 
 class Recipe(_Part):

@@ -44,13 +44,18 @@ def smooth_field(rng: Generator, shape: tuple[int, ...], knots: tuple[int, int, 
     return F.interpolate(coarse, size=shape, mode="trilinear", align_corners=True)
 
 
-def random_shape(image: Tensor, labels: Tensor, shape: tuple[int, int, int], rng: Generator) -> tuple[Tensor, Tensor]:
+def random_shape(
+    image: Tensor, labels: Tensor, pose: Tensor, shape: tuple[int, int, int], rng: Generator
+) -> tuple[Tensor, Tensor]:
     """Cut a rotated, scaled, sheared, elastically deformed, possibly mirrored patch around the head's labels.
 
     Parameters
     ----------
     image, labels
         ``(X, Y, Z)``, float and integer, same isotropic grid in RAS order.
+    pose
+        ``(3, 3)`` rotation from the scan's axes to the template's. Half of the patches are turned around the scan's
+        own pose, half around the template's: heads lie in the scanner with their chin some 15° further down.
     shape
         Shape of the patch, in voxels of the same size.
 
@@ -63,6 +68,8 @@ def random_shape(image: Tensor, labels: Tensor, shape: tuple[int, int, int], rng
     where = (labels > 0).nonzero().float()
     centre = where.mean(0) + torch.clamp(normal(rng, 3) * 4.0, -10, 10)
     matrix = rotation((torch.rand(3, generator=rng) * 2 - 1) * math.radians(20))
+    if chance(rng, 0.5):
+        matrix = pose.T @ matrix
     matrix = matrix @ torch.diag(1 + 0.08 * normal(rng, 3).clamp(-2, 2))
     matrix = matrix + 0.03 * normal(rng, 3, 3).clamp(-2, 2)
     if chance(rng, 0.5):
@@ -131,7 +138,13 @@ def thick_slices(image: Tensor, factor: float, axis: int) -> Tensor:
 
 
 def random_head(
-    image: Tensor, labels: Tensor, tissue: Tensor, brain_classes: int, shape: tuple[int, int, int], rng: Generator
+    image: Tensor,
+    labels: Tensor,
+    pose: Tensor,
+    tissue: Tensor,
+    brain_classes: int,
+    shape: tuple[int, int, int],
+    rng: Generator,
 ) -> tuple[Tensor, Tensor]:
     """One training example: network input and target, ``(*shape)`` each.
 
@@ -140,10 +153,12 @@ def random_head(
     image, labels
         A real head: intensity divided by its 99th percentile, and classes ``0 … brain_classes - 1`` for the
         background and the regions, higher ones for clusters of soft tissue outside the brain.
+    pose
+        See :func:`random_shape`.
     tissue
         Tissue code of every class, see :func:`synthetic_contrast`.
     """
-    patch, classes = random_shape(image, labels, shape, rng)
+    patch, classes = random_shape(image, labels, pose, shape, rng)
     target = torch.where(classes < brain_classes, classes, 0)
     if chance(rng, 0.5):
         weight = 1.0 if chance(rng, 0.3) else uniform(rng, 0.2, 1.0)

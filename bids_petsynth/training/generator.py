@@ -43,6 +43,7 @@ from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training.labelling import UNSEEN
 from bids_petsynth.training.loop import Loop, Loss, State
 from bids_petsynth.training.pairs import Heads, Pool, Record, SimulatedCase, load_heads, simulate_case
+from bids_petsynth.training.regional import pretrain, simulate_regions
 
 #: People in the pool when training starts (they must be simulated first), and those whose latents are standardised.
 FIRST_PEOPLE, STANDARDISED_PEOPLE = 16, 12
@@ -258,6 +259,9 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     model = build_model(recipe, pool, many_records(2000, spec.seed), heads.probabilities.shape[1], seen.names)
+    if not resume:
+        people = simulate_regions(seen, recipe.tracers, recipe.grid.voxel_size, spec.regional_people, spec.seed)
+        print(f"regional pre-training: {pretrain(model, people):.3f}", flush=True)
     model.denoiser.to(device)
     print(f"first people simulated in {time.monotonic() - start:.0f} s", flush=True)
     loop = Loop(model.denoiser, pair_loss(model, pool, device), spec, out, minutes)

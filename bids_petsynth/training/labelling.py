@@ -53,11 +53,13 @@ def merge_dlmuse(labels: np.ndarray) -> np.ndarray:
 
 
 def prepare(dataset: Path, arrays: Path) -> None:
-    """Write ``arrays`` (npz): images (uint8), classes with clusters outside the brain, names, in RAS at 2 mm."""
+    """Write ``arrays`` (npz): images (uint8), classes with clusters outside the brain, names, poses; RAS, 2 mm."""
     import nibabel as nib
     from sklearn.cluster import KMeans
 
-    images, classes, names = [], [], []
+    from bids_petsynth.anatomy.alignment import align_centroids
+
+    images, classes, names, poses = [], [], [], []
     for path in sorted(dataset.glob("sub-*/anat/*_T1w.nii.gz")):
         name = path.name.split("_")[0].removeprefix("sub-")
         found = sorted((dataset / "derivatives" / "dlmuse" / f"sub-{name}" / "anat").glob("*_dseg.nii.gz"))
@@ -72,7 +74,10 @@ def prepare(dataset: Path, arrays: Path) -> None:
         images.append((data / 1.5 * 255).round().astype(np.uint8))
         classes.append(merged)
         names.append(name)
-    np.savez_compressed(arrays, images=np.stack(images), classes=np.stack(classes), names=np.array(names))
+        poses.append(align_centroids(np.where(merged < n_classes(), merged, 0), scan.affine).to_template[:3, :3])
+    np.savez_compressed(
+        arrays, images=np.stack(images), classes=np.stack(classes), names=np.array(names), poses=np.stack(poses)
+    )
 
 
 def dice_and_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -141,6 +146,7 @@ def train(
     share = torch.bincount(classes[~unseen].flatten(), minlength=n_classes())[: n_classes()].float()
     share = (share / share.sum()).clamp(min=1e-5).to(device)
     seen_images, seen_classes = images[~unseen], classes[~unseen]
+    poses = torch.from_numpy(data["poses"]).float()[~unseen]
     (out / "config.json").write_text(
         json.dumps({"steps": steps, "seed": seed, "rate": rate, "batch": batch, "unseen": UNSEEN, "decay": decay})
     )
@@ -155,7 +161,9 @@ def train(
             weight = share ** (-0.5 * (1 - step / steps))
             for _ in range(batch):
                 pick = int(torch.randint(len(seen_images), (1,), generator=rng))
-                image, target = random_head(seen_images[pick], seen_classes[pick], tissue, n_classes(), PATCH, rng)
+                image, target = random_head(
+                    seen_images[pick], seen_classes[pick], poses[pick], tissue, n_classes(), PATCH, rng
+                )
                 with torch.autocast(device, torch.bfloat16):
                     logits = net(image[None, None].to(device))
                 loss = dice_and_cross_entropy(logits, target[None].to(device), weight) / batch
