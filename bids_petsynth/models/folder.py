@@ -95,7 +95,9 @@ def save_model(model: Model, folder: Path) -> None:
     for old in (folder / "model.json", *folder.glob("weights-*.safetensors")):
         old.unlink(missing_ok=True)
     for number, shard in enumerate(_shards(_tensors(model)), 1):
-        save_file(shard, folder / f"weights-{number:05d}.safetensors")
+        path = folder / f"weights-{number:05d}.safetensors"
+        save_file(shard, path)
+        path.chmod(0o644)  # safetensors lets only the owner read, and models are shared
     (folder / "recipe.toml").write_text(recipe_text(model.recipe), encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(model.card, encoding="utf-8")
     calibration = json.dumps({"spread": dict(model.spread)}, indent=2)

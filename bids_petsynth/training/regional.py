@@ -1,9 +1,9 @@
 """Pre-training of the painter on regional values alone: thousands of simulated people where whole scans give dozens.
 
-What decides a scan's amyloid load is a few dozen numbers, and images teach them slowly: a batch of four scans shows
-four people. Here the same people are simulated at half the resolution, only their regional means are kept, and the painter
-learns their expectation given the record, the tracer, the time, and the regional means of ``x_t``, which is the task
-that it has inside the denoiser.
+What decides a scan's amyloid load is a few dozen numbers, and images teach them slowly: four scans a step show four
+people. Here people are simulated at half the resolution, only their regional means are kept, and the painter learns
+their expectation given the record, the tracer, the time, and the regional means of ``x_t``, which is the task that it
+has inside the denoiser.
 """
 
 from __future__ import annotations
