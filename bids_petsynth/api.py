@@ -131,7 +131,8 @@ class Synthesizer:
         """Draws ``(M, X, Y, Z)`` for an analysed head, in SUVR by the head's own reference region."""
         spec = tracer_named(tracer)
         draws = self.generator.draw(anatomy, record, spec.name, n_draws, seed)
-        return normalise(draws, anatomy.labels, anatomy.grid, spec)
+        # each draw's reference region is 1, so widening around the mean leaves it 1
+        return self.generator.calibrated(normalise(draws, anatomy.labels, anatomy.grid, spec), spec.name)
 
     def synthesize(
         self,

@@ -149,7 +149,8 @@ def test_a_draw_does_not_depend_on_how_many_are_made(synthesizer):
 
 def test_calibration_scales_deviations_from_the_mean(synthesizer):
     plain = synthesizer.draw(anatomy(), record(), "AV45", n_draws=4)
-    wide = Synthesizer(replace(synthesizer.model, spread={"AV45": 2.0})).draw(anatomy(), record(), "AV45", n_draws=4)
+    wide = Synthesizer(replace(synthesizer.model, spread={"AV45": 2.0})).calibrated(plain, "AV45")
+    assert np.array_equal(synthesizer.calibrated(plain, "FDG"), plain)
     np.testing.assert_allclose(wide.mean(0), plain.mean(0), atol=1e-4)
     np.testing.assert_allclose(wide.std(0), 2 * plain.std(0), rtol=1e-3, atol=1e-4)
 

@@ -176,22 +176,29 @@ def test_a_tiny_run_trains_resumes_and_writes_a_model(tmp_path, monkeypatch):
 
 
 def test_evaluation_of_a_perfect_model():
-    """A synthesizer that returns the truth has no error, and correlates perfectly."""
+    """A synthesizer that returns the truth, at any scale, has no error, and correlates perfectly."""
+    from bids_petsynth.simulation.uptake import reference_mask
+
     classes = torch.from_numpy(phantom_heads(1).classes[0].astype(np.int64))
+    reference = reference_mask(classes[None], "AV45", 2.0)[0]
     rng = torch.Generator().manual_seed(0)
     cases = []
     for load in (0.0, 90.0):
-        scan = {"AV45": torch.rand(SHAPE, generator=rng) + load / 100}
-        cases.append(SimulatedCase("h", scan["AV45"], classes, classes[None], {}, {"centiloid": load}, scan))
+        scan = torch.rand(SHAPE, generator=rng) + torch.where(reference, 0, load / 100)
+        scan[reference] += 1 - scan[reference].mean()
+        cases.append(SimulatedCase("h", scan, classes, classes[None], {}, {"centiloid": load}, {"AV45": scan}))
 
     class Perfect:
         tracers = ("AV45",)
 
         def sample(self, t1w, labels, record, tracer, n, seed):
-            return t1w.expand(n, -1, -1, -1).numpy() + 0.01 * np.arange(n)[:, None, None, None] - 0.01 * (n - 1) / 2
+            offsets = torch.linspace(-0.015, 0.015, n)[:, None, None, None] * ~reference
+            return ((t1w + offsets) * torch.linspace(0.5, 2, n)[:, None, None, None]).numpy()
 
-    figures, spread = evaluate(Perfect(), cases, 4)
+    figures, spread = evaluate(Perfect(), cases, 4, 2.0)
     row = figures["AV45"]
-    assert row["mae"] < 1e-6 and row["voxel_r"] > 0.9999 and row["mae_of_mean"] == pytest.approx(0.45, abs=0.02)
+    assert row["mae"] < 1e-6 and row["voxel_r"] > 0.9999
+    truth = [region_means(case.pet["AV45"][None].numpy(), classes.numpy())[0, 1:] for case in cases]
+    assert row["mae_of_mean"] == pytest.approx(np.nanmean(np.abs(truth[1] - truth[0])) / 2, abs=1e-6)
     assert row["true_positive"] - row["true_negative"] == pytest.approx(0.9, abs=0.03)
     assert spread["AV45"] == pytest.approx(1 / 3)

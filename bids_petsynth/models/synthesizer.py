@@ -113,7 +113,8 @@ class Synthesizer:
         Returns
         -------
         ndarray
-            ``(n_draws, X, Y, Z)`` float32 in SUVR, calibrated: deviations from the draws' mean carry the spread factor.
+            ``(n_draws, X, Y, Z)`` float32, in SUVR up to a scale that the head's own reference region sets; not yet
+            calibrated (see :meth:`calibrated`).
 
         Raises
         ------
@@ -132,12 +133,15 @@ class Synthesizer:
             )
         t1w = torch.from_numpy(np.ascontiguousarray(anatomy.t1w, dtype=np.float32))[None]
         labels = pool_labels(anatomy.probabilities, recipe.label_pool)
-        draws = self.sample(t1w, labels, record, tracer, n_draws or recipe.n_draws, seed)
-        spread = self.model.spread.get(tracer, 1.0)
-        if len(draws) > 1 and spread != 1.0:
-            mean = draws.mean(0)
-            draws = mean + spread * (draws - mean)
-        return draws
+        return self.sample(t1w, labels, record, tracer, n_draws or recipe.n_draws, seed)
+
+    def calibrated(self, draws: np.ndarray, tracer: str) -> np.ndarray:
+        """Draws in SUVR whose deviations from their mean are multiplied by the model's spread factor for the tracer."""
+        factor = self.model.spread.get(tracer, 1.0)
+        if len(draws) < 2 or factor == 1.0:
+            return draws
+        mean = draws.mean(0)
+        return mean + np.float32(factor) * (draws - mean)
 
     @torch.inference_mode()
     def sample(self, t1w: Tensor, labels: Tensor, record: Readable, tracer: str, n: int, seed: int) -> np.ndarray:

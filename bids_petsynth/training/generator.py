@@ -131,18 +131,24 @@ def spread_factor(truth: np.ndarray, draws: np.ndarray) -> float:
 
 
 def evaluate(
-    synthesizer: Synthesizer, cases: Sequence[SimulatedCase], n_draws: int
+    synthesizer: Synthesizer, cases: Sequence[SimulatedCase], n_draws: int, voxel_size: float
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Figures per tracer on simulated cases, and the spread factor of each tracer.
 
     Figures: mean absolute error and bias of regional SUVR (mean over draws), the error of the mean over all cases
     as a predictor, cortical SUVR of negative and positive cases, true and synthetic, voxel correlation in the brain.
     """
+    from bids_petsynth.simulation.uptake import reference_mask
+
     figures, spread = {}, {}
     for tracer in synthesizer.tracers:
         truth, drawn, composite, correlation = [], [], [], []
         for number, case in enumerate(cases):
             volumes = synthesizer.sample(case.t1w[None], case.labels[None], case.record, tracer, n_draws, number)
+            reference = reference_mask(case.classes[None], tracer, voxel_size)[0].numpy()
+            # as participant does; a draw without uptake there stays as it is
+            scale = volumes[:, reference].mean(1) if reference.any() else np.ones(n_draws)
+            volumes = volumes / np.where(scale > 0.1, scale, 1)[:, None, None, None]
             classes, scan = case.classes.numpy(), case.pet[tracer].numpy()
             means, true = region_means(volumes, classes)[:, 1:], region_means(scan[None], classes)[:, 1:]
             truth.append(true[0])
@@ -273,14 +279,15 @@ def train(
         average = replace(model, denoiser=loop.ema)
         save_model(average, out / "model")
         if watched:
-            figures, _ = evaluate(Synthesizer(average, device), watched, 2)
+            figures, _ = evaluate(Synthesizer(average, device), watched, 2, recipe.grid.voxel_size)
             line = {"step": state.step, "minutes": round(state.elapsed / 60, 1), "figures": figures}
             with (out / "validation.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
 
     loop.run(every=20, pause=pause, pause_minutes=validate or 10.0)
     trained = replace(model, denoiser=loop.ema)
-    figures, spread = evaluate(Synthesizer(trained, device), evaluation_cases(unseen, recipe, CALIBRATION_PEOPLE), 4)
+    cases = evaluation_cases(unseen, recipe, CALIBRATION_PEOPLE)
+    figures, spread = evaluate(Synthesizer(trained, device), cases, 4, recipe.grid.voxel_size)
     trained = replace(trained, spread=spread)
     card = model_card(trained, figures, loop.state.elapsed / 60, loop.state.step, unseen.names)
     save_model(replace(trained, card=card), out / "model")
