@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import bids_petsynth.anatomy.registration  # noqa: F401  (fixes ANTs' threads before a test uses ants by itself)
+
 #: Real scans for development; tests that need them skip where they are absent.
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -10,6 +10,10 @@ from typing import Any
 
 import numpy as np
 
+# With several threads ANTs' sums come out in another order each time; the registrations here are short. ITK reads this
+# when ants is first used.
+os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
+
 
 def to_ants(data: np.ndarray, affine: np.ndarray):
     """An ANTs image from an array and its RAS+ affine (ANTs counts in LPS+)."""

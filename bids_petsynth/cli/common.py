@@ -116,7 +116,7 @@ def available_cores() -> int:
 
 def set_up(threads: int, verbose: int) -> None:
     """Fix the threads of the libraries before they are imported, and start the log."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
     # neither Nipype nor TemplateFlow may look for updates
     os.environ.setdefault("NO_ET", "1")
