@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from bids_petsynth.anatomy import alignment as align
 from bids_petsynth.anatomy.bias import bias_field
-from bids_petsynth.anatomy.regions import LEFT, RIGHT, all_regions, n_classes, regions
+from bids_petsynth.anatomy.regions import LEFT, RIGHT, all_regions, codes_of, n_classes, regions
 from bids_petsynth.anatomy.segmentation import brain_mask, class_probabilities, sided_codes
 from bids_petsynth.anatomy.volume import Volume, canonical, own_grid, resample, smoothed_for
 from bids_petsynth.errors import InputError
@@ -248,8 +248,8 @@ def _quality(labels: np.ndarray, probabilities: np.ndarray, grid: Grid, found: a
         "brain_volume": float(inside.sum() * ml),
     }
     for region in all_regions():
-        codes = [region.index, LEFT + region.index, RIGHT + region.index]
-        quality[f"volume_{region.name}"] = float(counts[codes].sum() * ml)
+        # a region's volume includes what is cut from it
+        quality[f"volume_{region.name}"] = float(counts[list(codes_of(region.name))].sum() * ml)
     return quality
 
 
