@@ -74,6 +74,11 @@ def fit_rigid(source: np.ndarray, target: np.ndarray, weights: np.ndarray) -> tu
     return matrix, scale, float(np.sqrt(w @ (rest**2).sum(1)))
 
 
+def rotation_degrees(matrix: np.ndarray) -> float:
+    """Angle in degrees by which a rigid 4 × 4 matrix turns."""
+    return float(np.degrees(np.arccos(np.clip((np.trace(matrix[:3, :3]) - 1) / 2, -1, 1))))
+
+
 def template_centroids() -> dict[tuple[str, str], np.ndarray]:
     """(region, side) → centroid in template mm, from ``data/template_centroids.tsv``."""
     rows = read_table("template_centroids.tsv")
@@ -165,7 +170,7 @@ def refine(alignment: Alignment, brain_on_grid: np.ndarray, grid: Grid, seed: in
         aff_shrink_factors=(4, 2, 2, 1),
         aff_smoothing_sigmas=(2, 1, 1, 0),
     )
-    angle = np.degrees(np.arccos(np.clip((np.trace(shift[:3, :3]) - 1) / 2, -1, 1)))
+    angle = rotation_degrees(shift)
     centre = np.array(GRID_CENTRE)
     if angle > 15 or np.linalg.norm(shift[:3, :3] @ centre + shift[:3, 3] - centre) > 15:
         return alignment

@@ -104,8 +104,7 @@ def analyse_head(
         seed,
     )
     grid = found.grid(shape, spacing)
-    bias = resample_field(field, coarse_grid, grid)
-    image = resample(source, grid) / bias
+    image = _corrected_on(grid, source, field, coarse_grid)
     probabilities = _probabilities_on(grid, image, source, field, coarse_grid, found, device)
     inside = None if mask is None else resample(canonical(mask), grid, order=1) > 0.5
     labels, probabilities = _label_grid(probabilities, grid, found, inside)
@@ -137,7 +136,7 @@ def _probabilities_on(grid, image, source, field, coarse_grid, found, device) ->
         return class_probabilities(image, device)
     shape = tuple(int(np.ceil(n * spacing / SPACING)) for n in grid.shape)
     own = found.grid(shape, SPACING)
-    found_there = class_probabilities(resample(source, own) / resample_field(field, coarse_grid, own), device)
+    found_there = class_probabilities(_corrected_on(own, source, field, coarse_grid), device)
     parts = (resample(Volume(p.astype(np.float32), own.affine), grid, order=1) for p in found_there)
     return np.stack([part.astype(np.float16) for part in parts])
 
@@ -146,7 +145,7 @@ def _check_orientation(found: align.Alignment | None, who: str) -> None:
     """Refuse a head whose regions do not lie as a head's regions do under any small turn."""
     limits = {row["name"]: row for row in read_table("quality.tsv")}
     if found is not None:
-        angle = np.degrees(np.arccos(np.clip((np.trace(found.to_template[:3, :3]) - 1) / 2, -1, 1)))
+        angle = align.rotation_degrees(found.to_template)
         if angle <= float(limits["rotation"]["fail_high"]) and found.residual <= float(
             limits["alignment_residual"]["fail_high"]
         ):
@@ -160,10 +159,15 @@ def _check_orientation(found: align.Alignment | None, who: str) -> None:
 def _brain_on(found, source, coarse_grid, field, brain, shape, spacing) -> np.ndarray:
     """Brain-only T1w at the current alignment, white matter about 1: what the refinement registers."""
     grid = found.grid(shape, spacing)
-    image = resample(source, grid) / resample_field(field, coarse_grid, grid)
+    image = _corrected_on(grid, source, field, coarse_grid)
     inside = resample(Volume(brain.astype(np.float32), coarse_grid.affine), grid, order=1) > 0.5
     image = np.where(inside, image, 0)
     return image / np.percentile(image[inside], 90)
+
+
+def _corrected_on(grid: Grid, source: Volume, field: np.ndarray, coarse_grid: Grid) -> np.ndarray:
+    """The T1w on a grid, divided by the bias field."""
+    return resample(source, grid) / resample_field(field, coarse_grid, grid)
 
 
 def resample_field(field: np.ndarray, grid: Grid, target: Grid) -> np.ndarray:
@@ -239,12 +243,11 @@ def _quality(labels: np.ndarray, probabilities: np.ndarray, grid: Grid, found: a
     """Figures that say whether the labels can be believed; volumes in ml."""
     inside = labels > 0
     ml = grid.voxel_volume / 1000
-    angle = np.degrees(np.arccos(np.clip((np.trace(found.to_template[:3, :3]) - 1) / 2, -1, 1)))
     counts = np.bincount(labels.ravel(), minlength=256)
     quality = {
         "label_confidence": float(probabilities.max(0)[inside].astype(np.float32).mean()),
         "alignment_residual": found.residual,
-        "rotation": float(angle),
+        "rotation": align.rotation_degrees(found.to_template),
         "brain_volume": float(inside.sum() * ml),
     }
     for region in all_regions():

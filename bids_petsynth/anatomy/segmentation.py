@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from bids_petsynth.anatomy.network import LabellingNet
 from bids_petsynth.anatomy.regions import LEFT, RIGHT, all_regions, n_classes, region_index
+from bids_petsynth.devices import fast_autocast
 from bids_petsynth.errors import ModelError
 from bids_petsynth.tables import data_path, read_table
 
@@ -48,13 +49,6 @@ def normalised(data: np.ndarray) -> np.ndarray:
     return np.clip(data / max(top, 1e-6), 0, 4).astype(np.float32)
 
 
-def fast_bf16(device: str) -> bool:
-    """Whether bfloat16 convolutions are faster than float32 ones here."""
-    if device.startswith("cuda"):
-        return True
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
-
-
 @torch.inference_mode()
 def class_probabilities(data: np.ndarray, device: str = "cpu", mirror: bool = True) -> np.ndarray:
     """Probabilities of the network's classes.
@@ -75,7 +69,7 @@ def class_probabilities(data: np.ndarray, device: str = "cpu", mirror: bool = Tr
     image = torch.from_numpy(normalised(data)).to(device)
     pad = [(-n) % net.multiple for n in image.shape]
     padded = F.pad(image, (0, pad[2], 0, pad[1], 0, pad[0]))[None, None]
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast_bf16(device)):
+    with fast_autocast(device):
         logits = net(padded)[0].float()
         if mirror:
             logits = (logits + net(padded.flip(2))[0].float().flip(1)) / 2

@@ -55,10 +55,10 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how it runs")
     group.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     group.add_argument(
-        "--nprocs", type=_positive, default=cores, metavar="N", help="cores in all (default: all granted, %(default)s)"
+        "--nprocs", type=positive, default=cores, metavar="N", help="cores in all (default: all granted, %(default)s)"
     )
     group.add_argument(
-        "--omp-nthreads", type=_positive, metavar="N", help="threads of one step (default: all of --nprocs, at most 8)"
+        "--omp-nthreads", type=positive, metavar="N", help="threads of one step (default: all of --nprocs, at most 8)"
     )
     group.add_argument(
         "--random-seed", type=_seed, default=0, metavar="N", help="seed of all chance (default: %(default)s)"
@@ -66,15 +66,12 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice for debugging")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     """A whole number from 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return number
-
-
-positive = _positive
 
 
 def _seed(text: str) -> int:

@@ -233,13 +233,6 @@ def flow_loss(net: Denoiser, x: Tensor, t: Tensor, target: Tensor, sources: Sour
     return error * net.loss_weight(t)
 
 
-def fast_autocast(device: str) -> torch.autocast:
-    """Autocast to bfloat16 where the device computes in it (about twice as fast), else none."""
-    on_cpu = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    enabled = torch.cuda.is_bf16_supported() if device.startswith("cuda") else on_cpu()
-    return torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bool(enabled))
-
-
 def parameters_in_millions(net: nn.Module) -> float:
     """Number of trained parameters / 10⁶."""
     return sum(math.prod(p.shape) for p in net.parameters()) / 1e6

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bids_petsynth.devices import fast_autocast
 from bids_petsynth.errors import InputError, UsageError
 from bids_petsynth.models.conditioning import Readable, record_matrix, standardise, tracer_index
-from bids_petsynth.models.denoiser import Condition, Sources, fast_autocast, on_painting_grid
+from bids_petsynth.models.denoiser import Condition, Sources, on_painting_grid
 from bids_petsynth.models.folder import Model, load_model
 from bids_petsynth.models.process import SOLVERS, draw_noise, guided, shifted_grid
 from bids_petsynth.models.recipe import Recipe

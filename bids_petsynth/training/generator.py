@@ -19,6 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from bids_petsynth.anatomy.regions import regions
+from bids_petsynth.devices import fast_autocast
 from bids_petsynth.errors import UsageError
 from bids_petsynth.models.autoencoder import build_space
 from bids_petsynth.models.conditioning import (
@@ -31,7 +32,6 @@ from bids_petsynth.models.conditioning import (
 from bids_petsynth.models.denoiser import (
     Condition,
     Denoiser,
-    fast_autocast,
     flow_loss,
     on_painting_grid,
     parameters_in_millions,
@@ -42,7 +42,7 @@ from bids_petsynth.models.recipe import AutoencoderSpec, Recipe, load_recipe
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training.labelling import UNSEEN
 from bids_petsynth.training.loop import Loop, Loss, State
-from bids_petsynth.training.pairs import Heads, Pool, Record, SimulatedCase, load_heads, simulate_case
+from bids_petsynth.training.pairs import Heads, Pool, Record, SimulatedCase, draw_records, load_heads, simulate_case
 from bids_petsynth.training.regional import pretrain, simulate_regions
 
 #: People in the pool when training starts (they must be simulated first), and those whose latents are standardised.
@@ -296,13 +296,7 @@ def train(
 
 def many_records(n: int, seed: int) -> list[Record]:
     """Records of ``n`` simulated people, for the standardisation of variables."""
-    from bids_petsynth.simulation.person import draw_people
-    from bids_petsynth.simulation.plasma import draw_plasma
-
-    rng = np.random.default_rng([seed, n])
-    people = draw_people(n, rng)
-    plasma = draw_plasma(people, rng)
-    return [people.row(i) | {name: float(v[i]) for name, v in plasma.items()} for i in range(n)]
+    return list(draw_records(n, np.random.default_rng([seed, n]))[1])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from torch import Generator, Tensor
 from bids_petsynth.errors import UsageError
 from bids_petsynth.models.recipe import Recipe
 from bids_petsynth.training.augment import chance, normal, random_curve, rotation, smooth_field, uniform
+
+if TYPE_CHECKING:
+    from bids_petsynth.simulation.person import People
 
 Record = Mapping[str, float]
 
@@ -91,6 +95,16 @@ class SimulatedCase:
     record: Record
     truth: Record
     pet: Mapping[str, Tensor]
+
+
+def draw_records(n: int, rng: np.random.Generator) -> tuple[People, tuple[Record, ...]]:
+    """``n`` simulated people, and for each all traits with the plasma values as one record."""
+    from bids_petsynth.simulation.person import draw_people
+    from bids_petsynth.simulation.plasma import draw_plasma
+
+    people = draw_people(n, rng)
+    plasma = draw_plasma(people, rng)
+    return people, tuple(people.row(i) | {name: float(v[i]) for name, v in plasma.items()} for i in range(n))
 
 
 def _shape_and_person(

@@ -19,7 +19,7 @@ from bids_petsynth.anatomy.regions import n_classes
 from bids_petsynth.models.conditioning import record_matrix, standardise, tracer_index, withhold
 from bids_petsynth.models.folder import Model
 from bids_petsynth.models.process import training_times
-from bids_petsynth.training.pairs import Heads, Record
+from bids_petsynth.training.pairs import Heads, Record, draw_records
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,11 @@ class RegionalPeople:
 
 def simulate_regions(heads: Heads, tracers: Sequence[str], voxel_size: float, n: int, seed: int) -> RegionalPeople:
     """Simulate ``n`` people on the heads' labels at twice the voxel size and keep their regional means."""
-    from bids_petsynth.simulation.person import draw_people
-    from bids_petsynth.simulation.plasma import draw_plasma
     from bids_petsynth.simulation.scanner import simulate_pet
 
     rng = np.random.default_rng([seed, n, 7])
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    people = draw_people(n, rng)
-    plasma = draw_plasma(people, rng)
-    records = tuple(people.row(i) | {name: float(v[i]) for name, v in plasma.items()} for i in range(n))
+    people, records = draw_records(n, rng)
     count = n_classes()
     means = torch.full((n, len(tracers), count), torch.nan)
     for head in range(len(heads)):
