@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from bids_petsynth.anatomy.head import Head, analyse_head
+from bids_petsynth.anatomy.regions import all_regions, codes_of, region_index
 from bids_petsynth.anatomy.volume import Volume, read_t1w
 from bids_petsynth.bids.sidecars import Synthesis, pet_sidecar
 from bids_petsynth.bids.sink import Sink
+from bids_petsynth.clinical.variables import variables as clinical_variables
 from bids_petsynth.models.conditioning import used_variables
 from bids_petsynth.models.folder import Model
 from bids_petsynth.models.synthesizer import Synthesizer as Generator
 from bids_petsynth.models.synthesizer import check_tracer
 from bids_petsynth.pet.quantification import Quantification, normalise, quantify, suvr_rows
+from bids_petsynth.pet.tracers import targets
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.types import Anatomy, Case, ClinicalRecord, TableRow
 
@@ -41,6 +45,9 @@ class SyntheticPET:
         Model, sampler and settings.
     used
         Variables that the model is conditioned on, with their status.
+    sensitivity
+        How much each of them moved the tracer's target SUVR, see :func:`sensitivity`; empty if the model has no
+        regional part.
     """
 
     label: str
@@ -51,6 +58,7 @@ class SyntheticPET:
     quantification: Quantification
     synthesis: Synthesis
     used: Mapping[str, str]
+    sensitivity: Sequence[Mapping[str, float | str | None]] = ()
 
     @property
     def mean(self) -> np.ndarray:
@@ -195,7 +203,58 @@ def summarise(
     )
     result = quantify(draws, anatomy.labels, anatomy.grid, spec)
     used = used_variables(record, model.recipe.conditioning.variables)
-    return SyntheticPET(label, spec.name, draws, anatomy, record, result, synthesis, used)
+    moved = sensitivity(Generator(model), anatomy, record, spec.name, seed) if model.regional is not None else ()
+    return SyntheticPET(label, spec.name, draws, anatomy, record, result, synthesis, used, moved)
+
+
+def sensitivity(
+    generator: Generator, anatomy: Anatomy, record: ClinicalRecord, tracer: str, seed: int, n: int = 64
+) -> list[dict[str, float | str | None]]:
+    """How much each variable moves the expected SUVR of the tracer's target region.
+
+    Returns
+    -------
+    list
+        For each variable that the model takes: its name, status and unit; ``change``, the target SUVR with its value
+        minus without it; ``per_sd``, the change when its value (or the logarithm, as the recipe says) rises by one
+        standard deviation of the training people. Both are None for a missing variable. All are means over the same
+        ``n`` draws of the regional flow, so that differences are not noise.
+    """
+    spec, model = tracer_named(tracer), generator.model
+    variables = model.recipe.conditioning.variables
+    used = used_variables(record, variables)
+    known = {name: record.get(name) for name, status in used.items() if status != "missing"}
+    target, reference = (
+        _class_weights(anatomy.labels, names, model.classes)
+        for names in (targets()[spec.default_target].regions, spec.reference_regions)
+    )
+
+    def suvr(values: Mapping[str, float]) -> float:
+        means = generator.regional_draws(values, tracer, n, seed)
+        return float(((means @ target) / (means @ reference)).mean())
+
+    rows: list[dict[str, float | str | None]] = []
+    full = suvr(known)
+    for variable, sd in zip(variables, model.variables.sd, strict=True):
+        name = variable.name
+        row = {"variable": name, "status": used[name], "unit": clinical_variables()[name].unit.name}
+        row |= {"change": None, "per_sd": None}
+        if name in known:
+            value = known[name]
+            more = value * math.exp(sd) if variable.transform == "log" else value + sd
+            without = {other: v for other, v in known.items() if other != name}
+            row |= {"change": round(full - suvr(without), 4), "per_sd": round(suvr(known | {name: more}) - full, 4)}
+        rows.append(row)
+    return rows
+
+
+def _class_weights(labels: np.ndarray, names: Sequence[str], classes: int) -> np.ndarray:
+    """Weights ``(classes,)`` that average side-less classes over the named regions by their volume in this head."""
+    index, cut = region_index(), {region.name: region.cut_from for region in all_regions()}
+    weights = np.zeros(classes)
+    for name in names:
+        weights[index[cut[name] or name]] += np.isin(labels, codes_of(name)).sum()
+    return weights / weights.sum()
 
 
 def record_from(values: Mapping[str, float | str]) -> ClinicalRecord:
@@ -207,11 +266,10 @@ def record_from(values: Mapping[str, float | str]) -> ClinicalRecord:
         If a name is not that of a variable.
     """
     from bids_petsynth.clinical.records import read_record
-    from bids_petsynth.clinical.variables import variables
     from bids_petsynth.errors import UsageError
 
-    unknown = sorted(set(values) - set(variables()) - {"apoe_genotype"})
+    unknown = sorted(set(values) - set(clinical_variables()) - {"apoe_genotype"})
     if unknown:
-        raise UsageError(f"There is no variable {', '.join(unknown)}; choose from {', '.join(variables())}.")
+        raise UsageError(f"There is no variable {', '.join(unknown)}; choose from {', '.join(clinical_variables())}.")
     levels = {"sex": {"Levels": {"0": "female", "1": "male"}}}
     return read_record([TableRow("values", {k: str(v) for k, v in values.items()}, levels, None)])

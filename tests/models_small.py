@@ -7,7 +7,7 @@ import torch
 from bids_petsynth.models.autoencoder import build_space
 from bids_petsynth.models.conditioning import Standardisation
 from bids_petsynth.models.denoiser import Denoiser
-from bids_petsynth.models.folder import Model
+from bids_petsynth.models.folder import Model, build_regional
 from bids_petsynth.models.recipe import Recipe, load_recipe
 
 SHAPE = (16, 24, 16)
@@ -20,9 +20,10 @@ def small_recipe(**changes) -> Recipe:
     data["grid"]["shape"] = list(SHAPE)
     data["network"] |= {"channels": [16, 24], "groups": 4, "embedding": 32}
     data["process"]["steps"] = 3
+    data["regional"] |= {"width": 16, "blocks": 1, "steps": 4, "people": 4, "training_steps": 4, "batch": 4}
     data["training"] |= {"steps": 6, "batch": 2, "warmup": 2, "pool": 3, "refresh": 2}
     for part, values in changes.items():
-        data[part] = data[part] | values if isinstance(values, dict) else values
+        data[part] = (data[part] or {}) | values if isinstance(values, dict) else values
     return Recipe.model_validate(data)
 
 
@@ -30,15 +31,17 @@ def small_model(recipe: Recipe | None = None, trained: bool = True) -> Model:
     """A model with random weights; ``trained`` gives the output layers weights too, so that all inputs matter."""
     recipe = recipe or small_recipe()
     torch.manual_seed(0)
-    net = Denoiser(recipe, CLASSES)
+    net, regional = Denoiser(recipe, CLASSES), build_regional(recipe, CLASSES)
     if trained:
-        for parameter in net.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.05)
+        for part in filter(None, (net, regional)):
+            for parameter in part.parameters():
+                if not parameter.any():
+                    torch.nn.init.normal_(parameter, std=0.05)
     n = len(recipe.conditioning.variables)
     return Model(
         recipe=recipe,
         denoiser=net.eval(),
+        regional=regional.eval() if regional else None,
         space=build_space(recipe),
         latent_mean=(0.5,) * recipe.latent_channels,
         latent_sd=(0.6,) * recipe.latent_channels,

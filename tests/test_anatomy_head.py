@@ -85,10 +85,10 @@ def test_wrong_weights_are_refused(tmp_path):
     from torch import zeros
 
     with pytest.raises(ModelError, match="weights are missing"):
-        load_network(tmp_path / "none.safetensors")
+        load_network("labelling", tmp_path / "none.safetensors")
     save_file({"stem.0.weight": zeros(2)}, tmp_path / "w.safetensors")
     with pytest.raises(ModelError, match="does not fit"):
-        load_network(tmp_path / "w.safetensors")
+        load_network("locating", tmp_path / "w.safetensors")
 
 
 def test_an_unseen_real_head(ixi):

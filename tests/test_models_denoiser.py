@@ -1,4 +1,4 @@
-"""Conditioning and denoiser: learned nulls, guidance, painting, the exact Gaussian start, one head for many draws."""
+"""Conditioning and denoiser: learned nulls, painting, the exact Gaussian start, one head for many draws."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from models_small import CLASSES, SHAPE, small_model, small_recipe
 
 from bids_petsynth.errors import ModelError
-from bids_petsynth.models.codec import fold
 from bids_petsynth.models.conditioning import (
     RecordEmbedding,
     Standardisation,
@@ -20,8 +19,9 @@ from bids_petsynth.models.conditioning import (
     tracer_index,
     withhold,
 )
-from bids_petsynth.models.denoiser import Condition, Denoiser
+from bids_petsynth.models.denoiser import Denoiser
 from bids_petsynth.models.recipe import VariableSpec
+from bids_petsynth.models.regional import Condition
 
 AGE, PTAU = VariableSpec(name="age"), VariableSpec(name="ptau217_lumipulse", transform="log")
 
@@ -76,64 +76,79 @@ def condition(n: int) -> Condition:
     return Condition(torch.randn(n, 8, generator=rng), torch.ones(n, 8), torch.tensor([4, 9, 10, 4])[:n])
 
 
-def test_untrained_network_is_the_exact_velocity_of_its_gaussian():
-    recipe = small_recipe()
-    net = Denoiser(recipe, CLASSES)
+PLAIN = {"regional": None}
+
+
+def painted(n: int = 1) -> torch.Tensor:
+    return 1 + torch.randn(n, 8, 4, 6, 4, generator=torch.Generator().manual_seed(5))
+
+
+def test_untrained_network_is_the_exact_velocity_of_a_gaussian():
+    net = Denoiser(small_recipe(), CLASSES)
     x, t = torch.randn(2, 8, 4, 6, 4), torch.tensor([0.3, 0.8])
-    s, time = recipe.network.residual_sd, t.view(2, 1, 1, 1, 1)
-    expected = (time - (1 - time) * s**2) / ((1 - time) ** 2 * s**2 + time**2) * x
+    time = t.view(2, 1, 1, 1, 1)
+    expected = (2 * time - 1) / ((1 - time) ** 2 + time**2) * x
     with torch.no_grad():
-        found = net(x, t, net.prepare(*images(2)), condition(2))
+        found = net(x, t, net.prepare(*images(2)), condition(2), painted(2))
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_draws_of_one_head_share_its_sources():
-    net = small_model().denoiser
-    x, t = torch.randn(3, 8, 4, 6, 4), torch.full((3,), 0.5)
+@pytest.mark.parametrize("recipe", [small_recipe(), small_recipe(**PLAIN)])
+def test_draws_of_one_head_share_its_sources(recipe):
+    net = small_model(recipe).denoiser
+    x, t, m = torch.randn(3, 8, 4, 6, 4), torch.full((3,), 0.5), painted(3)
     with torch.no_grad():
-        once = net(x, t, net.prepare(*images()), condition(3))
+        once = net(x, t, net.prepare(*images()), condition(3), m)
         t1w, labels = images()
-        each = net(x, t, net.prepare(t1w.expand(3, -1, -1, -1), labels.expand(3, -1, -1, -1, -1)), condition(3))
+        each = net(x, t, net.prepare(t1w.expand(3, -1, -1, -1), labels.expand(3, -1, -1, -1, -1)), condition(3), m)
     assert torch.allclose(once, each, atol=1e-4)
 
 
-@pytest.mark.parametrize("changed", ["t1w", "labels", "values", "mask", "tracer", "time"])
-def test_every_input_matters(changed):
-    net = small_model().denoiser
-    (t1w, labels), known, t = images(), condition(1), torch.tensor([0.5])
+def moved_by(recipe, changed: str) -> float:
+    """How much the velocity moves when one input does."""
+    net = small_model(recipe).denoiser
+    (t1w, labels), known, t, m = images(), condition(1), torch.tensor([0.5]), painted()
     x = torch.randn(1, 8, 4, 6, 4, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        before = net(x, t, net.prepare(t1w, labels), known)
+        before = net(x, t, net.prepare(t1w, labels), known, m)
         t1w = t1w.flip(1) if changed == "t1w" else t1w
         labels = labels.flip(1) if changed == "labels" else labels
         values = known.values + (changed == "values")
         mask = known.mask * (changed != "mask")
         tracer = known.tracer + (changed == "tracer")
         t = t + 0.2 * (changed == "time")
-        after = net(x, t, net.prepare(t1w, labels), Condition(values, mask, tracer))
-    assert (after - before).abs().max() > 1e-3
+        m = m + 0.5 * (changed == "painted")
+        after = net(x, t, net.prepare(t1w, labels), Condition(values, mask, tracer), m)
+    return (after - before).abs().max().item()
 
 
-def test_painter_paints_regions_and_measures_them():
-    painter = Denoiser(small_recipe(), CLASSES).painter
-    shape = (4, 6, 4)
-    half = torch.zeros(1, 1, 8, 12, 8)
-    half[..., 6:, :] = 1
-    basis = (half.flatten(2), (1 - half).flatten(2))
-    image = 2.0 * half + 0.5 * (1 - half)
-    seen = painter.measure(fold(image, 2), basis)[0]
-    assert seen.tolist() == pytest.approx([2.0, 0.5], rel=0.01)
-    painter.values = torch.nn.Linear(32, 2)
-    torch.nn.init.zeros_(painter.values.weight)
-    painter.values.bias.data = torch.tensor([2.0, 0.5])
-    painted = painter(torch.zeros(1, 32), basis, torch.Size(shape))
-    assert painter.measure(painted, basis)[0].tolist() == pytest.approx([2.0, 0.5], abs=0.2)
-    assert painted.max() <= 2.001 and painted.min() >= 0.499
+@pytest.mark.parametrize("changed", ["t1w", "labels", "values", "mask", "tracer", "time"])
+def test_every_input_matters(changed):
+    assert moved_by(small_recipe(**PLAIN), changed) > 1e-3
+
+
+@pytest.mark.parametrize("changed", ["t1w", "labels", "tracer", "time", "painted"])
+def test_every_input_matters_to_a_network_that_fills_a_painting(changed):
+    assert moved_by(small_recipe(), changed) > 1e-3
+
+
+@pytest.mark.parametrize("changed", ["values", "mask"])
+def test_with_a_regional_part_the_record_is_left_to_it(changed):
+    assert moved_by(small_recipe(), changed) == 0
+
+
+def test_painting_in_the_latent_space_is_measured_there():
+    net = Denoiser(small_recipe(), CLASSES)
+    sources = net.prepare(*images(2))
+    means = torch.rand(2, CLASSES, generator=torch.Generator().manual_seed(2))
+    latents = net.paint(means, sources)
+    assert latents.shape == (2, 8, 4, 6, 4)
+    torch.testing.assert_close(net.measure(latents, sources), means, atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("sources", [["t1w"], ["labels"], []])
 def test_image_sources_can_be_left_out(sources):
-    net = Denoiser(small_recipe(conditioning={"images": sources}), CLASSES)
+    net = Denoiser(small_recipe(conditioning={"images": sources}, **PLAIN), CLASSES)
     with torch.no_grad():
         out = net(torch.randn(1, 8, 4, 6, 4), torch.tensor([0.5]), net.prepare(*images()), condition(1))
     assert out.shape == (1, 8, 4, 6, 4)
@@ -141,7 +156,7 @@ def test_image_sources_can_be_left_out(sources):
 
 def test_autoencoder_space_works_with_the_same_network():
     space = {"kind": "autoencoder", "channels": [8, 8, 8], "latent_channels": 3}
-    recipe = small_recipe()
+    recipe = small_recipe(**PLAIN)
     net = Denoiser(type(recipe).model_validate(recipe.model_dump(mode="json") | {"space": space}), CLASSES)
     with torch.no_grad():
         out = net(torch.randn(1, 3, 4, 6, 4), torch.tensor([0.5]), net.prepare(*images()), condition(1))

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from bids_petsynth.errors import ModelError
-from bids_petsynth.models.codec import unfold
 from bids_petsynth.models.process import (
-    draw_noise,
     euler,
+    flow_loss,
     guided,
     heun,
     interpolate,
+    preconditioned,
     shift_time,
     shifted_grid,
     training_times,
@@ -82,31 +82,22 @@ def test_times_cover_the_unit_interval_as_the_sampler_does():
     assert grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()
 
 
-@pytest.mark.parametrize(("noise_sd", "low", "high"), [(1 / math.sqrt(4000), 0.0, 0.6), (1.0, 0.95, 1.05)])
-def test_few_steps_lose_what_many_voxels_share_unless_the_noise_shares_it_too(noise_sd, low, high):
-    """The mean of a region: data N(0, 0.5²), noise N(0, noise_sd²), its exact velocity, five Heun steps."""
-
-    def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        a, b = 0.5**2, noise_sd**2
-        return (t * b - (1 - t) * a) / ((1 - t) ** 2 * a + t**2 * b) * x
-
-    end = heun(velocity, torch.tensor([noise_sd], dtype=torch.float64), shifted_grid(5, 1.5))
-    assert low <= end.abs().item() / 0.5 <= high
-
-
-def test_noise_is_white_plus_constant_within_regions():
-    process = load_recipe("petsynth").process.model_copy(update={"noise_common": 1.5, "noise_region": 2.0})
-    labels = torch.zeros(2, 16, 16, 16)
-    labels[0, :8], labels[1, 8:] = 1, 1
+def test_preconditioning_is_exact_for_unit_gaussians_and_its_loss_counts_the_network_alike():
     rng = torch.Generator().manual_seed(0)
-    means = []
-    for _ in range(400):
-        noise = unfold(draw_noise(process, torch.Size((8, 8, 8, 8)), labels, 2, rng)[None], 2)[0, 0]
-        means.append([noise[:5].mean().item(), noise[11:].mean().item()])
-    means = torch.tensor(means)
-    assert means.std(0).tolist() == pytest.approx([2.5, 2.5], rel=0.12)
-    assert torch.corrcoef(means.T)[0, 1].item() == pytest.approx(1.5**2 / 2.5**2, abs=0.1)
-    assert noise[:5].std().item() == pytest.approx(1, abs=0.1)
+    data, noise = torch.randn(2, 200_000, 1, generator=rng, dtype=torch.float64)
+    for time in (0.02, 0.5, 0.98):
+        t = torch.full((200_000,), time, dtype=torch.float64)
+        x = interpolate(data, noise, t)
+        zero = preconditioned(lambda z: torch.zeros_like(z), x, t)
+        # the best linear prediction of the target is already there
+        assert torch.cov(torch.stack([x[:, 0], (noise - data - zero)[:, 0]]))[0, 1].abs() < 0.01
+        # what the network has to add, and an error of it, weigh the same at every time
+        assert flow_loss(zero, noise - data, t).mean().item() == pytest.approx(1, abs=0.02)
+        wrong = preconditioned(lambda z: torch.full_like(z, 0.1), x, t)
+        assert flow_loss(wrong, zero, t).mean().item() == pytest.approx(0.01, rel=1e-3)
+        assert preconditioned(lambda z: z, x, t).sub(zero).std().item() * (t[0] ** 2 + (1 - t[0]) ** 2).sqrt() == (
+            pytest.approx(1, abs=0.02)
+        )
 
 
 def test_guidance_extrapolates_from_the_null():
@@ -130,7 +121,8 @@ def test_built_in_recipe_round_trips():
         ("cutoff = 0.125", "cutoff = 0.11", "cutoff"),
         ("shape = [96, 112, 96]", "shape = [90, 112, 96]", "multiple of 16"),
         ("channels = [64, 128, 192]", "channels = [60, 128, 192]", "network.groups"),
-        ('"AV45", "FDG"', '"AV45", "AV45"', "listed twice"),
+        ('"AV45", "FBB"', '"AV45", "AV45"', "listed twice"),
+        ('images = ["t1w", "labels"]', 'images = ["t1w"]', "regional"),
         ("n_draws = 8", "n_draws = = 8", "not valid TOML"),
         ('kind = "codec"', 'kind = "pixels"', "space"),
     ],

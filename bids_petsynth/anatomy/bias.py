@@ -14,7 +14,7 @@ def bias_field(data: np.ndarray, affine: np.ndarray, mask: np.ndarray) -> np.nda
     Parameters
     ----------
     data
-        ``(X, Y, Z)`` at about 2 mm.
+        ``(X, Y, Z)`` at about 4 mm.
     mask
         Where intensities count: the brain, so that scalp and fat do not bend the field.
 
@@ -25,14 +25,14 @@ def bias_field(data: np.ndarray, affine: np.ndarray, mask: np.ndarray) -> np.nda
     """
     import ants
 
-    wide = ndimage.binary_dilation(mask, iterations=2)
+    wide = ndimage.binary_dilation(mask, iterations=1)
     # N4 takes logarithms: a small floor keeps CSF and air finite
     floor = 0.01 * np.percentile(data[wide], 99)
     image = to_ants(np.maximum(data, floor), affine)
     field = ants.n4_bias_field_correction(
         image,
         mask=to_ants(wide.astype(np.float32), affine),
-        shrink_factor=4,
+        shrink_factor=2,
         convergence={"iters": [30, 30, 20], "tol": 1e-6},
         spline_param=150,
         return_bias_field=True,

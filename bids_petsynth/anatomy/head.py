@@ -12,15 +12,13 @@ from scipy import ndimage
 
 from bids_petsynth.anatomy import alignment as align
 from bids_petsynth.anatomy.bias import bias_field
+from bids_petsynth.anatomy.network import LABEL_SHAPE, LABEL_SPACING, LOCATE_SPACING
 from bids_petsynth.anatomy.regions import LEFT, RIGHT, all_regions, codes_of, n_classes, regions
 from bids_petsynth.anatomy.segmentation import brain_mask, class_probabilities, sided_codes
 from bids_petsynth.anatomy.volume import Volume, canonical, own_grid, resample, smoothed_for
 from bids_petsynth.errors import InputError
 from bids_petsynth.tables import read_table
 from bids_petsynth.types import Anatomy, Grid
-
-#: Working resolution of the labelling network, mm.
-SPACING = 2.0
 
 
 @dataclass(frozen=True)
@@ -83,13 +81,14 @@ def analyse_head(
     InputError
         If no brain is found in the image, or it stands so that left, right, up and down cannot be told.
     """
-    source = smoothed_for(canonical(t1w), SPACING)
-    coarse_grid = own_grid(source, SPACING)
-    coarse = resample(source, coarse_grid)
-    classes = class_probabilities(coarse, device, mirror=False).argmax(0)
+    source = smoothed_for(canonical(t1w), LABEL_SPACING)
+    blurred = smoothed_for(source, LOCATE_SPACING)
+    coarse_grid = own_grid(blurred, LOCATE_SPACING)
+    coarse = resample(blurred, coarse_grid)
+    classes = class_probabilities(coarse, "locating", device).argmax(0)
     given = None if mask is None else resample(canonical(mask), coarse_grid, order=1) > 0.5
     brain = brain_mask(classes) if given is None else given
-    if brain.sum() * SPACING**3 < 200_000:
+    if brain.sum() * LOCATE_SPACING**3 < 200_000:
         raise InputError(
             f"{who}: no brain was found in the T1w; check that it is a T1-weighted head scan and that its header "
             "tells the orientation rightly (open it in a viewer: the nose must point to A)."
@@ -130,14 +129,13 @@ def analyse_head(
 
 
 def _probabilities_on(grid, image, source, field, coarse_grid, found, device) -> np.ndarray:
-    """Class probabilities on the model grid; one that is not of the network's resolution gets them interpolated."""
-    spacing = float(np.linalg.norm(grid.affine[:3, 0]))
-    if np.isclose(spacing, SPACING):
-        return class_probabilities(image, device)
-    shape = tuple(int(np.ceil(n * spacing / SPACING)) for n in grid.shape)
-    own = found.grid(shape, SPACING)
-    found_there = class_probabilities(_corrected_on(own, source, field, coarse_grid), device)
-    parts = (resample(Volume(p.astype(np.float32), own.affine), grid, order=1) for p in found_there)
+    """Class probabilities on the model grid; one that is not the labelling network's gets them interpolated."""
+    own = found.grid(LABEL_SHAPE, LABEL_SPACING)
+    if own.shape == grid.shape and np.allclose(own.affine, grid.affine):
+        return class_probabilities(image, "labelling", device)
+    found_there = class_probabilities(_corrected_on(own, source, field, coarse_grid), "labelling", device)
+    # beyond the network's grid everything is what its rim is: background
+    parts = (resample_field(p.astype(np.float32), own, grid) for p in found_there)
     return np.stack([part.astype(np.float16) for part in parts])
 
 
@@ -171,7 +169,7 @@ def _corrected_on(grid: Grid, source: Volume, field: np.ndarray, coarse_grid: Gr
 
 
 def resample_field(field: np.ndarray, grid: Grid, target: Grid) -> np.ndarray:
-    """A smooth positive field on another grid; beyond its own field of view its edge is continued."""
+    """A smooth field on another grid; beyond its own field of view its edge is continued."""
     matrix = np.linalg.inv(grid.affine) @ target.affine
     return ndimage.affine_transform(
         field, matrix[:3, :3], matrix[:3, 3], output_shape=target.shape, order=1, mode="nearest", output=np.float32

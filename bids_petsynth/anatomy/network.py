@@ -1,9 +1,31 @@
-"""The labelling network: a 3D U-Net in plain torch, so that it trains wherever torch is."""
+"""The two networks that read a head: one finds it anywhere, one labels it on the model grid. Plain torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+
+#: The grid of the labelling network: the model grid of the built-in model.
+LABEL_SHAPE = (96, 112, 96)
+LABEL_SPACING = 2.0
+#: Voxel size at which the locating network works, mm.
+LOCATE_SPACING = 4.0
+
+
+def fold(volume: Tensor) -> Tensor:
+    """Each 2 × 2 × 2 cube of voxels becomes channels: ``(N, C, X, Y, Z)`` → ``(N, 8 C, X/2, Y/2, Z/2)``."""
+    n, c, *size = volume.shape
+    x, y, z = (s // 2 for s in size)
+    return volume.view(n, c, x, 2, y, 2, z, 2).permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(n, 8 * c, x, y, z)
+
+
+def unfold(folded: Tensor) -> Tensor:
+    """The inverse of :func:`fold`."""
+    n, c, x, y, z = folded.shape
+    cubes = folded.view(n, c // 8, 2, 2, 2, x, y, z).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return cubes.reshape(n, c // 8, 2 * x, 2 * y, 2 * z)
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -14,44 +36,87 @@ def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     )
 
 
-class LabellingNet(nn.Module):
-    """U-Net from a T1w patch to class logits.
+class UNet(nn.Module):
+    """U-Net from a T1w to class logits, all of it at half the resolution or less.
+
+    The image enters with each cube of eight voxels folded into channels and the logits of a cube's eight voxels leave
+    together: on a CPU that costs a third of convolutions at full resolution, at the same sharpness.
 
     Parameters
     ----------
     classes
         Number of classes, background included.
     channels
-        Width of each level; each level after the first halves the resolution.
+        Width of each level; the first has half the image's resolution, each further one half of the one before.
+    shape
+        Where given, the grid on which every head stands in the same pose: the network is then told where each voxel
+        lies (coordinates as input channels, a learned map at the last two levels), which spares it finding the head.
 
     Notes
     -----
-    Input ``(N, 1, X, Y, Z)`` at 2 mm in RAS order, divided by its 99th percentile; every extent must be a
-    multiple of ``2 ** (len(channels) - 1)``. Output ``(N, classes, X, Y, Z)``.
+    Input ``(N, 1, X, Y, Z)`` in RAS order, divided by its 99th percentile; every extent must be a
+    multiple of ``2 ** len(channels)``. Output ``(N, classes, X, Y, Z)``.
     """
 
-    def __init__(self, classes: int, channels: tuple[int, ...] = (16, 32, 64, 128, 192)):
+    def __init__(self, classes: int, channels: Sequence[int], shape: tuple[int, int, int] | None = None):
         super().__init__()
         self.channels = tuple(channels)
-        self.stem = _block(1, channels[0])
-        self.down = nn.ModuleList(
-            nn.Sequential(_block(a, b, 2), _block(b, b)) for a, b in zip(channels[:-1], channels[1:], strict=True)
-        )
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))[::-1]
-        self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, 2) for a, b in pairs)
-        self.merge = nn.ModuleList(_block(2 * a, a) for a, _ in pairs)
-        self.head = nn.Conv3d(channels[0], classes, 1)
+        first = channels[0]
+        self.stem = nn.Sequential(_block(8 if shape is None else 12, first), _block(first, first))
+        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        self.down = nn.ModuleList(nn.Sequential(_block(a, b, 2), _block(b, b)) for a, b in pairs)
+        self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, 2) for a, b in pairs[::-1])
+        self.merge = nn.ModuleList(_block(2 * a, a) for a, _ in pairs[::-1])
+        self.last = _block(first, first)
+        self.head = nn.Conv3d(first, 8 * classes, 1)
+        self.places = nn.ParameterList()
+        if shape is not None:
+            for level in (len(channels) - 2, len(channels) - 1):
+                self.places.append(torch.zeros(1, channels[level], *(n // 2 ** (level + 1) for n in shape)))
+            axes = torch.meshgrid(*(torch.linspace(-1, 1, n // 2) for n in shape), indexing="ij")
+            self.register_buffer("coordinates", torch.stack([*axes, axes[0].abs()])[None], persistent=False)
 
     @property
     def multiple(self) -> int:
         """Every spatial extent must be divisible by this."""
-        return 2 ** (len(self.channels) - 1)
+        return 2 ** len(self.channels)
 
-    def forward(self, image: Tensor) -> Tensor:
-        skips = [self.stem(image)]
-        for down in self.down:
-            skips.append(down(skips[-1]))
+    def folded(self, image: Tensor, start: Sequence[int] = (0, 0, 0)) -> Tensor:
+        """Logits with each cube's voxels folded as by :func:`fold`.
+
+        ``start`` is the image's first voxel on the grid, where the network has one: a multiple of :attr:`multiple`.
+        """
+        out = fold(image)
+        if len(self.places):
+            here = _window(self.coordinates, out.shape[2:], start, 2)
+            out = torch.cat([out, here.expand(len(out), -1, -1, -1, -1)], 1)
+        skips = [self.stem(out)]
+        for level, down in enumerate(self.down, 1):
+            out = down(skips[-1])
+            place = level - len(self.down) + 1
+            if len(self.places) and place >= 0:
+                out = out + _window(self.places[place], out.shape[2:], start, 2 ** (level + 1))
+            skips.append(out)
         out = skips.pop()
         for up, merge in zip(self.up, self.merge, strict=True):
             out = merge(torch.cat([up(out), skips.pop()], dim=1))
-        return self.head(out)
+        return self.head(self.last(out))
+
+    def forward(self, image: Tensor, start: Sequence[int] = (0, 0, 0)) -> Tensor:
+        return unfold(self.folded(image, start))
+
+
+def _window(field: Tensor, shape: Sequence[int], start: Sequence[int], factor: int) -> Tensor:
+    """The part of a map at ``1 / factor`` of the resolution that belongs to a window of the grid."""
+    cut = (slice(s // factor, s // factor + n) for s, n in zip(start, shape, strict=True))
+    return field[(slice(None), slice(None), *cut)]
+
+
+def locating_net(classes: int) -> UNet:
+    """Finds and roughly labels a head in any pose, at :data:`LOCATE_SPACING`."""
+    return UNet(classes, (32, 48, 64))
+
+
+def labelling_net(classes: int) -> UNet:
+    """Labels a head on the model grid (:data:`LABEL_SHAPE`, :data:`LABEL_SPACING`)."""
+    return UNet(classes, (64, 96, 128, 128), LABEL_SHAPE)

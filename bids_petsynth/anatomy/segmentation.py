@@ -1,4 +1,4 @@
-"""Labelling a T1w with the built-in network: classes, probabilities, brain mask, sides and geometric cuts."""
+"""Labelling a T1w with the two built-in networks: classes, probabilities, brain mask, sides and geometric cuts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from bids_petsynth.anatomy.network import LabellingNet
+from bids_petsynth.anatomy.network import UNet, labelling_net, locating_net
 from bids_petsynth.anatomy.regions import LEFT, RIGHT, all_regions, n_classes, region_index
 from bids_petsynth.devices import fast_autocast
 from bids_petsynth.errors import ModelError
 from bids_petsynth.tables import data_path, read_table
 
-WEIGHTS = ("models", "labelling", "labelling.safetensors")
+_NETWORKS = {"locating": locating_net, "labelling": labelling_net}
 
 
-@lru_cache(maxsize=2)
-def load_network(path: Path | None = None, device: str = "cpu") -> LabellingNet:
-    """The labelling network with its weights (kept for the life of the process).
+def weights_path(name: str) -> Path:
+    """Weights of a network, ``locating`` or ``labelling``."""
+    return data_path("models", "labelling", f"{name}.safetensors")
+
+
+@lru_cache(maxsize=4)
+def load_network(name: str, path: Path | None = None, device: str = "cpu") -> UNet:
+    """The ``locating`` or ``labelling`` network with its weights (kept for the life of the process).
 
     Raises
     ------
@@ -30,14 +35,14 @@ def load_network(path: Path | None = None, device: str = "cpu") -> LabellingNet:
     """
     from safetensors.torch import load_file
 
-    path = path or data_path(*WEIGHTS)
+    path = path or weights_path(name)
     if not path.is_file():
-        raise ModelError(f"The labelling network's weights are missing ({path}); install the package again.")
-    net = LabellingNet(n_classes())
+        raise ModelError(f"The {name} network's weights are missing ({path}); install the package again.")
+    net = _NETWORKS[name](n_classes())
     state = {name: tensor.float() for name, tensor in load_file(path).items()}
     expected = {name: tensor.shape for name, tensor in net.state_dict().items()}
     if {name: tensor.shape for name, tensor in state.items()} != expected:
-        raise ModelError(f"{path} does not fit this version's labelling network; install the package again.")
+        raise ModelError(f"{path} does not fit this version's {name} network; install the package again.")
     net.load_state_dict(state)
     return net.eval().requires_grad_(False).to(device)
 
@@ -50,29 +55,27 @@ def normalised(data: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def class_probabilities(data: np.ndarray, device: str = "cpu", mirror: bool = True) -> np.ndarray:
-    """Probabilities of the network's classes.
+def class_probabilities(data: np.ndarray, network: str, device: str = "cpu") -> np.ndarray:
+    """Probabilities of the classes, averaged with those of the left–right mirrored head (classes are side-less).
 
     Parameters
     ----------
     data
-        T1w ``(X, Y, Z)`` at 2 mm in RAS order, any intensity scale.
-    mirror
-        Average with the prediction of the left–right mirrored head (classes are side-less).
+        T1w ``(X, Y, Z)``, any intensity scale: in RAS order at ``LOCATE_SPACING`` for the ``locating`` network, on the
+        grid of ``LABEL_SHAPE`` for the ``labelling`` network.
 
     Returns
     -------
     numpy.ndarray
         ``(C, X, Y, Z)`` float16.
     """
-    net = load_network(device=device)
+    net = load_network(network, device=device)
     image = torch.from_numpy(normalised(data)).to(device)
     pad = [(-n) % net.multiple for n in image.shape]
     padded = F.pad(image, (0, pad[2], 0, pad[1], 0, pad[0]))[None, None]
     with fast_autocast(device):
         logits = net(padded)[0].float()
-        if mirror:
-            logits = (logits + net(padded.flip(2))[0].float().flip(1)) / 2
+        logits = (logits + net(padded.flip(2))[0].float().flip(1)) / 2
     nx, ny, nz = image.shape
     return logits[:, :nx, :ny, :nz].softmax(0).half().cpu().numpy()
 

@@ -16,8 +16,9 @@ from bids_petsynth.models.autoencoder import build_space
 from bids_petsynth.models.conditioning import Standardisation
 from bids_petsynth.models.denoiser import Denoiser
 from bids_petsynth.models.recipe import Recipe, parse_recipe, recipe_text
+from bids_petsynth.models.regional import RegionalFlow
 
-FORMAT = 1
+FORMAT = 2
 #: Largest weight file in bytes, so that a model can live in a git repository.
 SHARD_BYTES = 14_000_000
 
@@ -29,7 +30,8 @@ class Model:
     Attributes
     ----------
     latent_mean, latent_sd
-        Per latent channel; the denoiser works on ``(latent − mean) / sd``.
+        Per latent channel; the denoiser works on ``(latent − mean) / sd``, where there is a ``regional`` flow after the
+        painting of the regional means was taken off.
     variables
         Mean and SD of the conditioning variables after their transform.
     spread
@@ -45,6 +47,7 @@ class Model:
 
     recipe: Recipe
     denoiser: Denoiser
+    regional: RegionalFlow | None
     space: nn.Module
     latent_mean: tuple[float, ...]
     latent_sd: tuple[float, ...]
@@ -59,9 +62,20 @@ class Model:
     fingerprint: str = ""
 
 
+def build_regional(recipe: Recipe, classes: int) -> RegionalFlow | None:
+    """The recipe's flow over regional means, if it has one."""
+    variables = len(recipe.conditioning.variables)
+    return RegionalFlow(variables, classes, recipe.regional) if recipe.regional else None
+
+
+def _parts(model: Model) -> dict[str, nn.Module]:
+    """The networks by the prefix of their tensors."""
+    parts = {"denoiser": model.denoiser, "regional": model.regional, "space": model.space}
+    return {name: net for name, net in parts.items() if net is not None}
+
+
 def _tensors(model: Model) -> dict[str, Tensor]:
-    parts = {"denoiser": model.denoiser, "space": model.space}
-    return {f"{part}.{name}": value for part, net in parts.items() for name, value in net.state_dict().items()}
+    return {f"{part}.{name}": v for part, net in _parts(model).items() for name, v in net.state_dict().items()}
 
 
 def _sha256(path: Path) -> str:
@@ -185,8 +199,9 @@ def _load_weights(folder: Path, files: list[str], model: Model) -> None:
     extra = sorted(set(found) - set(expected))
     if extra:
         raise ModelError(f"The weights in {folder} hold {extra[0]}, which the recipe lacks; the two do not match.")
-    for part, net in (("denoiser.", model.denoiser), ("space.", model.space)):
-        net.load_state_dict({k.removeprefix(part): v.float() for k, v in found.items() if k.startswith(part)})
+    for part, net in _parts(model).items():
+        mine = {k.removeprefix(f"{part}."): v.float() for k, v in found.items() if k.startswith(f"{part}.")}
+        net.load_state_dict(mine)
 
 
 def load_model(folder: Path) -> Model:
@@ -207,9 +222,11 @@ def load_model(folder: Path) -> Model:
         # a random start is drawn and replaced: it must not move the caller's random numbers
         with torch.random.fork_rng(devices=[]):
             denoiser, space = Denoiser(recipe, classes), build_space(recipe)
+            regional = build_regional(recipe, classes)
         model = Model(
             recipe=recipe,
             denoiser=denoiser.eval(),
+            regional=regional.eval() if regional else None,
             space=space.eval(),
             latent_mean=tuple(float(v) for v in about["latent_mean"]),
             latent_sd=tuple(float(v) for v in about["latent_sd"]),

@@ -2,10 +2,6 @@
 
 Convention: ``x_t = (1 − t) x_0 + t ε`` with data at t = 0 and standard normal noise at t = 1, so that the velocity is
 ``dx/dt = ε − x_0`` and sampling integrates from t = 1 down to t = 0 (Liu et al., arXiv:2209.03003).
-
-White noise alone settles what many voxels share (a scan's amyloid load) at times above 0.95, since the mean of
-thousands of noisy voxels is hardly noisy: a few steps jump over that, and all draws come out alike. The noise therefore
-has regional parts too, so that regional values and voxels are settled at the same times.
 """
 
 from __future__ import annotations
@@ -13,14 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
-
-from bids_petsynth.models.codec import fold, gaussian_kernel
-from bids_petsynth.models.recipe import FlowSpec
-
-#: Blur of painted regions in voxels of the painting grid: about what a scanner does to regions on a 4 mm grid.
-BLUR = 0.8
 
 #: Velocity field: ``(x, t)`` with ``t`` a scalar tensor → velocity of the shape of ``x``.
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -70,29 +59,20 @@ def heun(velocity: Velocity, x: Tensor, grid: Tensor) -> Tensor:
 SOLVERS: dict[str, Callable[[Velocity, Tensor, Tensor], Tensor]] = {"euler": euler, "heun": heun}
 
 
-def draw_noise(spec: FlowSpec, shape: torch.Size, labels: Tensor, factor: int, rng: Generator) -> Tensor:
-    """Noise of one example: white, plus what is constant in each region and blurred like a scan.
+def preconditioned(network: Callable[[Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
+    """Velocity at ``x_t`` for data of unit variance, by a network that corrects the exact velocity of a Gaussian.
 
-    Parameters
-    ----------
-    shape
-        ``(C, x, y, z)`` of the latent.
-    labels
-        ``(K, x·factor, y·factor, z·factor)`` label probabilities.
-    factor
-        Fold of the latent space.
-    rng
-        On the CPU.
+    With D = (1 − t)² + t² the network sees x_t / √D, and v = (2t − 1) / D · x_t + F / √D: input and target have unit
+    variance at every time (after Karras et al., arXiv:2206.00364).
     """
-    white = torch.randn(shape, generator=rng)
-    channels = shape[0] // factor**3
-    values = spec.noise_common * torch.randn(channels, 1, generator=rng)
-    values = values + spec.noise_region * torch.randn(channels, len(labels), generator=rng)
-    if spec.noise_common == spec.noise_region == 0:
-        return white
-    image = (values @ labels.flatten(1)).view(channels, 1, *labels.shape[1:])
-    image = F.conv3d(F.pad(image, [2] * 6, mode="replicate"), gaussian_kernel(5, BLUR)[None, None])
-    return white + fold(image.view(1, channels, *labels.shape[1:]), factor)[0]
+    time = t.view(-1, *[1] * (x.ndim - 1)).float()
+    root = torch.sqrt((1 - time) ** 2 + time**2)
+    return (2 * time - 1) / root**2 * x + network(x / root).float() / root
+
+
+def flow_loss(velocity: Tensor, target: Tensor, t: Tensor) -> Tensor:
+    """Mean squared error of a velocity per example ``(N,)``, weighted so that the network's error counts alike."""
+    return (velocity - target).square().flatten(1).mean(1) * ((1 - t) ** 2 + t**2)
 
 
 def guided(conditional: Tensor, null: Tensor, weight: float) -> Tensor:

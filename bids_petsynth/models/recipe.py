@@ -45,33 +45,37 @@ class AutoencoderSpec(_Part):
 
 
 class FlowSpec(_Part):
-    """Rectified flow: solver, its steps, shift of the time grid towards noise, the guidance weight, and the noise.
-
-    ``noise_common`` and ``noise_region`` are the standard deviations of noise that is constant within each region,
-    shared by all regions and each region's own, added to white noise of 1 (see ``process.draw_noise``).
-    """
+    """Rectified flow: solver, its steps, shift of the time grid towards noise, and the guidance weight."""
 
     kind: Literal["rectified-flow"]
     solver: Literal["heun", "euler"] = "heun"
     steps: int = Field(ge=1)
     shift: float = Field(default=1.0, gt=0)
     guidance: float = Field(default=1.0, ge=0)
-    noise_common: float = Field(default=0.0, ge=0)
-    noise_region: float = Field(default=0.0, ge=0)
 
 
 class NetworkSpec(_Part):
-    """Latent U-Net: width of each level, residual blocks per level and direction, embedding width.
-
-    ``residual_sd`` is the expected standard deviation (in units of the standardised latent) of what the painted
-    regional mean leaves unexplained; it scales the network's output.
-    """
+    """Latent U-Net: width of each level, residual blocks per level and direction, embedding width."""
 
     channels: tuple[int, ...] = Field(min_length=1)
     blocks: int = Field(default=1, ge=1)
     groups: int = Field(default=8, ge=1)
     embedding: int = Field(default=192, ge=8)
-    residual_sd: float = Field(default=0.3, gt=0)
+
+
+class RegionalSpec(_Part):
+    """Flow over regional means (see ``models.regional``): its network, solver steps, and training.
+
+    It is trained on ``people`` simulated people for ``training_steps`` steps.
+    """
+
+    width: int = Field(default=256, ge=8)
+    blocks: int = Field(default=3, ge=1)
+    steps: int = Field(default=24, ge=1)
+    people: int = Field(default=3000, ge=2)
+    training_steps: int = Field(default=8000, ge=1)
+    batch: int = Field(default=256, ge=1)
+    rate: float = Field(default=1e-3, gt=0)
 
 
 class VariableSpec(_Part):
@@ -101,7 +105,7 @@ class TrainingSpec(_Part):
     """The loop: AdamW with warm-up and cosine decay, exponential moving average, gradient clipping.
 
     ``pool`` simulated people, each on their own deformed head and scanned with every tracer, are kept; one is replaced
-    every ``refresh`` steps. Before that the painter is trained on the regional means of ``regional_people`` more.
+    every ``refresh`` steps.
     """
 
     steps: int = Field(ge=1)
@@ -114,7 +118,6 @@ class TrainingSpec(_Part):
     seed: int = Field(default=0, ge=0)
     pool: int = Field(default=100, ge=1)
     refresh: int = Field(default=2, ge=1)
-    regional_people: int = Field(default=2000, ge=1)
 
 
 class Recipe(_Part):
@@ -126,6 +129,7 @@ class Recipe(_Part):
     grid: GridSpec
     space: CodecSpec | AutoencoderSpec = Field(discriminator="kind")
     process: FlowSpec
+    regional: RegionalSpec | None = None
     network: NetworkSpec
     conditioning: ConditioningSpec
     tracers: tuple[str, ...] = Field(min_length=1)
@@ -173,6 +177,8 @@ class Recipe(_Part):
                 f"grid.shape: every extent must be a multiple of {multiple} for this space and network; "
                 "change it, or use fewer network.channels"
             )
+        if self.regional and not (isinstance(self.space, CodecSpec) and "labels" in self.conditioning.images):
+            raise ValueError('regional: painted regions need a codec and "labels" among conditioning.images; add them')
         if any(c % self.network.groups for c in self.network.channels):
             raise ValueError("network.channels: each must be a multiple of network.groups; change one of them")
         if len(set(self.tracers)) < len(self.tracers):

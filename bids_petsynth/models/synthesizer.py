@@ -12,16 +12,20 @@ from torch import Tensor
 
 from bids_petsynth.devices import fast_autocast
 from bids_petsynth.errors import InputError, UsageError
+from bids_petsynth.models.codec import fold, unfold
 from bids_petsynth.models.conditioning import Readable, record_matrix, standardise, tracer_index
-from bids_petsynth.models.denoiser import Condition, Sources, on_painting_grid
+from bids_petsynth.models.denoiser import Sources
 from bids_petsynth.models.folder import Model, load_model
-from bids_petsynth.models.process import SOLVERS, draw_noise, guided, shifted_grid
+from bids_petsynth.models.process import SOLVERS, guided, shifted_grid
 from bids_petsynth.models.recipe import Recipe
+from bids_petsynth.models.regional import Condition, representative
 from bids_petsynth.tables import data_path
 from bids_petsynth.types import Anatomy, ClinicalRecord
 
 #: Draws that go through the network together: bounds the memory, does not change the result's noise.
 TOGETHER = 8
+#: Draws of the regional means, of which a few become images: enough that their mean and spread are known.
+REGIONAL_DRAWS = 256
 
 
 def choose_device(name: str) -> str:
@@ -75,6 +79,7 @@ class Synthesizer:
         self.model, self.device = model, choose_device(device)
         self.denoiser = model.denoiser.to(self.device).eval()
         self.space = model.space.to(self.device).eval()
+        self.regional = model.regional.to(self.device).eval() if model.regional else None
         self._mean = torch.tensor(model.latent_mean, device=self.device).view(1, -1, 1, 1, 1)
         self._sd = torch.tensor(model.latent_sd, device=self.device).view(1, -1, 1, 1, 1)
 
@@ -109,7 +114,7 @@ class Synthesizer:
         record
             Missing variables are replaced by the model's learned nulls, which widens the draws.
         seed
-            The noise depends on it, the tracer and the draw's number only, not on device or batch.
+            The noise depends on it, the tracer and ``n_draws``, not on the device.
 
         Returns
         -------
@@ -145,42 +150,70 @@ class Synthesizer:
         return mean + np.float32(factor) * (draws - mean)
 
     @torch.inference_mode()
+    def regional_draws(self, record: Readable, tracer: str, n: int, seed: int) -> np.ndarray:
+        """``(n, classes)`` draws of the regional means in SUVR, as soft labels measure them; no image is made.
+
+        Raises
+        ------
+        UsageError
+            If the model has no regional part.
+        """
+        if self.regional is None:
+            raise UsageError(f"The model {self.model.recipe.name} has no regional part.")
+        rng = self._rng(tracer, seed)
+        return self._regional_draws(self._condition(record, tracer), n, rng).cpu().numpy()
+
+    @torch.inference_mode()
     def sample(self, t1w: Tensor, labels: Tensor, record: Readable, tracer: str, n: int, seed: int) -> np.ndarray:
         """Uncalibrated draws ``(n, X, Y, Z)`` from prepared images of one head (see ``Denoiser.prepare``)."""
         recipe = self.model.recipe
-        values, mask = standardise(record_matrix([record], recipe.conditioning.variables), self.model.variables)
-        noise = self._noise(labels[0].cpu(), tracer, n, seed)
+        rng, condition = self._rng(tracer, seed), self._condition(record, tracer)
+        means = None
+        if self.regional is not None:
+            means = representative(self._regional_draws(condition, max(n, REGIONAL_DRAWS), rng), n)
         out = np.empty((n, *recipe.grid.shape), np.float32)
         with fast_autocast(self.device):
             sources = self.denoiser.prepare(t1w.to(self.device), labels.to(self.device))
-            for first in range(0, n, TOGETHER):
-                x = noise[first : first + TOGETHER].to(self.device)
-                tracers = torch.full((len(x),), tracer_index(tracer))
-                parts = (values.expand(len(x), -1), mask.expand(len(x), -1), tracers)
-                latents = self._integrate(x, sources, Condition(*(part.to(self.device) for part in parts)))
-                for i, latent in enumerate(latents):
-                    with torch.autocast(self.device.split(":")[0], enabled=False):
-                        out[first + i] = self.space.decode(latent[None] * self._sd + self._mean)[0].cpu().numpy()
+        for first in range(0, n, TOGETHER):
+            some = slice(first, min(n, first + TOGETHER))
+            shape = (some.stop - first, recipe.latent_channels, *recipe.latent_shape)
+            noise = torch.randn(shape, generator=rng).to(self.device)
+            painted = None if means is None else self.denoiser.paint(means[some], sources)
+            with fast_autocast(self.device):
+                latents = self._integrate(noise, sources, condition, painted) * self._sd + self._mean
+            if painted is not None:
+                rest = sources.painting.without_means(unfold(latents, recipe.fold)[:, 0])
+                latents = painted + fold(rest[:, None], recipe.fold)
+            for i, latent in enumerate(latents, first):
+                out[i] = self.space.decode(latent[None])[0].cpu().numpy()
         return out
 
-    def _noise(self, labels: Tensor, tracer: str, n: int, seed: int) -> Tensor:
-        """Noise, drawn on the CPU draw by draw, so that draw k is the same whatever n is."""
+    def _rng(self, tracer: str, seed: int) -> torch.Generator:
+        """Random numbers of a seed and tracer, drawn on the CPU."""
         digest = hashlib.sha256(f"{seed}:{tracer}".encode()).digest()
-        rng = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-        recipe = self.model.recipe
-        shape = torch.Size((recipe.latent_channels, *recipe.latent_shape))
-        labels = on_painting_grid(labels, recipe.ratio // recipe.label_pool // recipe.fold)
-        return torch.stack([draw_noise(recipe.process, shape, labels, recipe.fold, rng) for _ in range(n)])
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
-    def _integrate(self, x: Tensor, sources: Sources, condition: Condition) -> Tensor:
+    def _condition(self, record: Readable, tracer: str) -> Condition:
+        """The record of one person, one row."""
+        variables = self.model.recipe.conditioning.variables
+        values, mask = standardise(record_matrix([record], variables), self.model.variables)
+        tracers = torch.tensor([tracer_index(tracer)])
+        return Condition(*(part.to(self.device) for part in (values, mask, tracers)))
+
+    def _regional_draws(self, condition: Condition, n: int, rng: torch.Generator) -> Tensor:
+        return self.regional.sample(n, condition, self.model.recipe.process.guidance, rng)
+
+    def _integrate(self, x: Tensor, sources: Sources, condition: Condition, painted: Tensor | None) -> Tensor:
         process = self.model.recipe.process
-        unknown = condition.without_record()
+        condition = Condition(*(p.expand(len(x), *p.shape[1:]) for p in vars(condition).values()))
+        # with a regional part the record, and so its guidance, is the regional flow's
+        guide = process.guidance != 1.0 and painted is None
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             times = t.float().to(x.device).expand(len(x))
-            v = self.denoiser(x, times, sources, condition)
-            if process.guidance == 1.0:
+            v = self.denoiser(x, times, sources, condition, painted)
+            if not guide:
                 return v
-            return guided(v, self.denoiser(x, times, sources, unknown), process.guidance)
+            return guided(v, self.denoiser(x, times, sources, condition.without_record()), process.guidance)
 
         return SOLVERS[process.solver](velocity, x, shifted_grid(process.steps, process.shift))

@@ -7,6 +7,8 @@ that a seed gives the same heads everywhere.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -44,45 +46,89 @@ def smooth_field(rng: Generator, shape: tuple[int, ...], knots: tuple[int, int, 
     return F.interpolate(coarse, size=shape, mode="trilinear", align_corners=True)
 
 
+@dataclass(frozen=True)
+class Pose:
+    """How far training heads may stand from their pose on the network's grid.
+
+    Attributes
+    ----------
+    degrees, shift
+        Standard deviations of the angle about each axis and of the shift along it (voxels), cut off at two of them.
+    scale, shear
+        Standard deviations of the relative size along each axis and of the linear map's elements.
+    elastic
+        Largest standard deviation of the smooth displacement, voxels.
+    native
+        Share of heads that stand as they lay in the scanner, their chin some 15° further down.
+    """
+
+    degrees: float
+    shift: float
+    scale: float
+    shear: float
+    elastic: float
+    native: float
+
+
+def _sample(image: Tensor, labels: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Image (linear) and labels (nearest) at points ``(…, 3)`` in voxels; 0 outside."""
+    size = torch.tensor(image.shape, dtype=torch.float32)
+    # grid_sample wants (z, y, x) order of coordinates scaled to [-1, 1]
+    scaled = (2 * points / (size - 1) - 1).flip(-1)[None]
+    patch = F.grid_sample(image[None, None], scaled, "bilinear", "zeros", align_corners=True)[0, 0]
+    cut = F.grid_sample(labels[None, None].float(), scaled, "nearest", "zeros", align_corners=True)[0, 0]
+    return patch, cut.round().long()
+
+
+def on_grid(image: Tensor, labels: Tensor, to_head: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """A head and its labels on the grid whose voxels ``to_head`` (4 × 4) takes to the head's."""
+    axes = [torch.arange(n, dtype=torch.float32) for n in shape]
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    return _sample(image, labels, points @ to_head[:3, :3].T + to_head[:3, 3])
+
+
 def random_shape(
-    image: Tensor, labels: Tensor, pose: Tensor, shape: tuple[int, int, int], rng: Generator
+    image: Tensor,
+    labels: Tensor,
+    to_head: Tensor,
+    pose: Pose,
+    shape: tuple[int, int, int],
+    first: Sequence[int],
+    window: tuple[int, int, int],
+    rng: Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Cut a rotated, scaled, sheared, elastically deformed, possibly mirrored patch around the head's labels.
+    """A window of the grid with the head on it turned, shifted, stretched, elastically deformed, possibly mirrored.
 
     Parameters
     ----------
     image, labels
         ``(X, Y, Z)``, float and integer, same isotropic grid in RAS order.
-    pose
-        ``(3, 3)`` rotation from the scan's axes to the template's. Half of the patches are turned around the scan's
-        own pose, half around the template's: heads lie in the scanner with their chin some 15° further down.
-    shape
-        Shape of the patch, in voxels of the same size.
+    to_head
+        ``(4, 4)``, voxel of the network's grid to voxel of the head.
+    shape, first, window
+        Shape of the network's grid, first voxel and shape of the window.
 
     Returns
     -------
     tuple
-        The patch and its labels, ``(*shape)`` each. Outside the image both are 0.
+        The window and its labels, ``(*window)`` each. Outside the image both are 0.
     """
-    size = torch.tensor(image.shape, dtype=torch.float32)
-    where = (labels > 0).nonzero().float()
-    centre = where.mean(0) + torch.clamp(normal(rng, 3) * 4.0, -10, 10)
-    matrix = rotation((torch.rand(3, generator=rng) * 2 - 1) * math.radians(20))
-    if chance(rng, 0.5):
-        matrix = pose.T @ matrix
-    matrix = matrix @ torch.diag(1 + 0.08 * normal(rng, 3).clamp(-2, 2))
-    matrix = matrix + 0.03 * normal(rng, 3, 3).clamp(-2, 2)
+    middle = (torch.tensor(shape, dtype=torch.float32) - 1) / 2
+    matrix, centre = to_head[:3, :3], to_head[:3, :3] @ middle + to_head[:3, 3]
+    if chance(rng, pose.native):
+        matrix = torch.eye(3)
+    matrix = matrix @ rotation(math.radians(pose.degrees) * normal(rng, 3).clamp(-2, 2))
+    matrix = matrix @ (torch.eye(3) + torch.diag(pose.scale * normal(rng, 3).clamp(-2, 2)))
+    matrix = matrix + pose.shear * normal(rng, 3, 3).clamp(-2, 2)
     if chance(rng, 0.5):
         matrix = matrix @ torch.diag(torch.tensor([-1.0, 1.0, 1.0]))
-    axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in shape]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1) @ matrix.T + centre
-    elastic = smooth_field(rng, shape, (6, 7, 6), 3)[0].permute(1, 2, 3, 0)
-    grid = grid + elastic * uniform(rng, 0.0, 1.5)
-    # grid_sample wants (z, y, x) order of coordinates scaled to [-1, 1]
-    scaled = (2 * grid / (size - 1) - 1).flip(-1)[None]
-    patch = F.grid_sample(image[None, None], scaled, "bilinear", "zeros", align_corners=True)[0, 0]
-    cut = F.grid_sample(labels[None, None].float(), scaled, "nearest", "zeros", align_corners=True)[0, 0]
-    return patch, cut.round().long()
+    axes = [
+        f + torch.arange(n, dtype=torch.float32) - m for f, n, m in zip(first, window, middle.tolist(), strict=True)
+    ]
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1) + pose.shift * normal(rng, 3).clamp(-2, 2)
+    elastic = smooth_field(rng, window, (6, 7, 6), 3)[0].permute(1, 2, 3, 0)
+    points = points @ matrix.T + centre + elastic * uniform(rng, 0.0, pose.elastic)
+    return _sample(image, labels, points)
 
 
 def blur(image: Tensor, sigma: float) -> Tensor:
@@ -140,38 +186,41 @@ def thick_slices(image: Tensor, factor: float, axis: int) -> Tensor:
 def random_head(
     image: Tensor,
     labels: Tensor,
-    pose: Tensor,
+    to_head: Tensor,
+    pose: Pose,
     tissue: Tensor,
     brain_classes: int,
     shape: tuple[int, int, int],
+    first: Sequence[int],
+    window: tuple[int, int, int],
     rng: Generator,
 ) -> tuple[Tensor, Tensor]:
-    """One training example: network input and target, ``(*shape)`` each.
+    """One training example: network input and target, ``(*window)`` each.
 
     Parameters
     ----------
     image, labels
         A real head: intensity divided by its 99th percentile, and classes ``0 … brain_classes - 1`` for the
         background and the regions, higher ones for clusters of soft tissue outside the brain.
-    pose
+    to_head, pose, shape, first, window
         See :func:`random_shape`.
     tissue
         Tissue code of every class, see :func:`synthetic_contrast`.
     """
-    patch, classes = random_shape(image, labels, pose, shape, rng)
+    patch, classes = random_shape(image, labels, to_head, pose, shape, first, window, rng)
     target = torch.where(classes < brain_classes, classes, 0)
-    if chance(rng, 0.5):
+    if chance(rng, 0.4):
         weight = 1.0 if chance(rng, 0.3) else uniform(rng, 0.2, 1.0)
         patch = (1 - weight) * patch + weight * synthetic_contrast(classes, tissue, rng)
     if chance(rng, 0.5):
         patch = random_curve(patch, rng)
     patch = patch.clamp(min=0) ** math.exp(0.3 * normal(rng, 1).clamp(-2, 2).item())
-    patch = patch * torch.exp(uniform(rng, 0.0, 0.35) * smooth_field(rng, shape, (4, 4, 4))[0, 0])
+    patch = patch * torch.exp(uniform(rng, 0.0, 0.35) * smooth_field(rng, window, (4, 4, 4))[0, 0])
     if chance(rng, 0.3):
         patch = blur(patch, uniform(rng, 0.2, 0.9))
     if chance(rng, 0.2):
         patch = thick_slices(patch, uniform(rng, 1.2, 2.5), int(uniform(rng, 0, 3)))
-    patch = patch + uniform(rng, 0.0, 0.05) * normal(rng, *shape)
+    patch = patch + uniform(rng, 0.0, 0.05) * normal(rng, *window)
     patch = cut_view(patch, target > 0, rng)
     top = torch.quantile(patch[::2, ::2, ::2].flatten(), 0.99).clamp(min=1e-3)
     return patch.clamp(min=0) / top * uniform(rng, 0.8, 1.2), target

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Generator, Tensor
 
 from bids_petsynth.anatomy.regions import regions
@@ -29,39 +31,40 @@ from bids_petsynth.models.conditioning import (
     tracer_index,
     withhold,
 )
-from bids_petsynth.models.denoiser import (
-    Condition,
-    Denoiser,
-    flow_loss,
-    on_painting_grid,
-    parameters_in_millions,
-)
-from bids_petsynth.models.folder import Model, save_model
-from bids_petsynth.models.process import draw_noise, interpolate, training_times
+from bids_petsynth.models.denoiser import Denoiser, Sources, parameters_in_millions
+from bids_petsynth.models.folder import Model, build_regional, save_model
+from bids_petsynth.models.process import flow_loss, interpolate, training_times
 from bids_petsynth.models.recipe import AutoencoderSpec, Recipe, load_recipe
+from bids_petsynth.models.regional import Condition, representative
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training.labelling import UNSEEN
-from bids_petsynth.training.loop import Loop, Loss, State
+from bids_petsynth.training.loop import Loop, Loss, State, write_atomically
 from bids_petsynth.training.pairs import Heads, Pool, Record, SimulatedCase, draw_records, load_heads, simulate_case
-from bids_petsynth.training.regional import pretrain, simulate_regions
+from bids_petsynth.training.regional import RegionalPeople, simulate_regions, train_regional
 
 #: People in the pool when training starts (they must be simulated first), and those whose latents are standardised.
 FIRST_PEOPLE, STANDARDISED_PEOPLE = 16, 12
 #: Composite whose SUVR is followed: cortex where amyloid and tau gather.
 CORTEX_LOBES = ("frontal", "parietal", "temporal", "cingulate")
 EVALUATION_SEED, CALIBRATION_PEOPLE = 1_000_000, 8
+#: People on unseen heads whose regional means alone are simulated, to calibrate the spread of the draws.
+REGIONAL_CALIBRATION_PEOPLE = 300
 
 
 def build_model(recipe: Recipe, pool: Pool, records: Sequence[Record], classes: int, heads: Sequence[str]) -> Model:
     """An untrained model with the standardisation fitted to simulated examples."""
     torch.manual_seed(recipe.training.seed)
-    latents = pool.latents(STANDARDISED_PEOPLE)
+    net = Denoiser(recipe, classes)
+    with torch.no_grad():
+        examples = pool.people(STANDARDISED_PEOPLE)
+        data = torch.cat([split(net, b.latents, net.prepare(b.t1w, b.labels))[0] for b in examples])
     return Model(
         recipe=recipe,
-        denoiser=Denoiser(recipe, classes),
+        denoiser=net,
+        regional=build_regional(recipe, classes),
         space=build_space(recipe),
-        latent_mean=tuple(latents.mean((0, 2, 3, 4)).tolist()),
-        latent_sd=tuple(latents.std((0, 2, 3, 4)).tolist()),
+        latent_mean=tuple(data.mean((0, 2, 3, 4)).tolist()),
+        latent_sd=tuple(data.std((0, 2, 3, 4)).tolist()),
         variables=fit_standardisation(record_matrix(records, recipe.conditioning.variables)),
         classes=classes,
         version=date.today().isoformat(),
@@ -70,27 +73,36 @@ def build_model(recipe: Recipe, pool: Pool, records: Sequence[Record], classes: 
     )
 
 
+def split(net: Denoiser, latents: Tensor, sources: Sources) -> tuple[Tensor, Tensor | None]:
+    """What the denoiser is to draw, and the painting of the regional means beside it where the recipe paints."""
+    if sources.painting is None:
+        return latents, None
+    painted = net.paint(net.measure(latents, sources), sources)
+    return latents - painted, painted
+
+
 def pair_loss(model: Model, pool: Pool, device: str) -> Loss:
     """Loss of a training step: the flow's velocity at random times on a batch of the pool."""
     recipe, net = model.recipe, model.denoiser
-    mean = torch.tensor(model.latent_mean).view(1, -1, 1, 1, 1)
-    sd = torch.tensor(model.latent_sd).view(1, -1, 1, 1, 1)
+    mean = torch.tensor(model.latent_mean, device=device).view(1, -1, 1, 1, 1)
+    sd = torch.tensor(model.latent_sd, device=device).view(1, -1, 1, 1, 1)
     spec = recipe.conditioning
 
     def loss(step: int, rng: Generator) -> Tensor:
         batch = pool.batch(step, recipe.training.batch, rng)
-        data = (batch.latents - mean) / sd
-        labels = on_painting_grid(batch.labels, recipe.ratio // recipe.label_pool // recipe.fold)
-        noise = torch.stack([draw_noise(recipe.process, data.shape[1:], one, recipe.fold, rng) for one in labels])
-        t = training_times(len(data), recipe.process.shift, rng)
         values, mask = standardise(record_matrix(batch.records, spec.variables), model.variables)
         mask = withhold(mask, spec.drop_variable, spec.drop_record, rng)
         tracers = torch.tensor([tracer_index(name) for name in batch.tracers])
         condition = Condition(values.to(device), mask.to(device), tracers.to(device))
+        noise = torch.randn(batch.latents.shape, generator=rng).to(device)
+        t = training_times(len(noise), recipe.process.shift, rng).to(device)
         with fast_autocast(device):
             sources = net.prepare(batch.t1w.to(device), batch.labels.to(device))
-            x = interpolate(data, noise, t).to(device)
-            return flow_loss(net, x, t.to(device), (noise - data).to(device), sources, condition).mean()
+        data, painted = split(net, batch.latents.to(device), sources)
+        data = (data - mean) / sd
+        with fast_autocast(device):
+            velocity = net(interpolate(data, noise, t), t, sources, condition, painted)
+        return flow_loss(velocity, noise - data, t).mean()
 
     return loss
 
@@ -111,23 +123,39 @@ def cortex(means: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def spread_factor(truth: np.ndarray, draws: np.ndarray) -> float:
-    """Factor on the draws' deviations that makes their spread equal their error.
+    """Factor on the draws' deviations that makes their Student-t predictive intervals cover what they say.
 
     Parameters
     ----------
     truth
-        ``(cases, regions)``.
+        ``(cases, regions)``, NaN where unknown.
     draws
         ``(cases, M, regions)``.
 
     Notes
     -----
-    The mean of M exchangeable draws misses the truth by a variance of (1 + 1/M) σ² (Fortin et al., J. Hydrometeorol. 15
-    (2014) 1708). Kept within a factor of 3.
+    For 80 and 95 % the factor is that quantile of the error over the interval's half width (split conformal
+    prediction with a normalised score: Lei et al., JASA 2018;113:1094); the two are averaged geometrically. Kept
+    within a factor of 3.
     """
     m = draws.shape[1]
-    error = np.nanmean((truth - draws.mean(1)) ** 2) * m / (m + 1)
-    return float(np.clip(np.sqrt(error / np.nanmean(draws.var(1, ddof=1))), 1 / 3, 3))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        score = np.abs(truth - draws.mean(1)) / (draws.std(1, ddof=1) * np.sqrt(1 + 1 / m))
+    score = score[np.isfinite(score)]
+    factors = [np.quantile(score, level) / stats.t.ppf((1 + level) / 2, m - 1) for level in (0.8, 0.95)]
+    return float(np.clip(np.sqrt(np.prod(factors)), 1 / 3, 3))
+
+
+def regional_spread(synthesizer: Synthesizer, people: RegionalPeople, n_draws: int) -> dict[str, float]:
+    """Spread factor per tracer from the regional flow alone, on people whose regional means are known."""
+    out = {}
+    for place, tracer in enumerate(synthesizer.tracers):
+        drawn = [
+            representative(torch.from_numpy(synthesizer.regional_draws(record, tracer, 256, number)), n_draws).numpy()
+            for number, record in enumerate(people.records)
+        ]
+        out[tracer] = spread_factor(people.means[:, place, 1:].numpy(), np.stack(drawn)[:, :, 1:])
+    return out
 
 
 def evaluate(
@@ -265,9 +293,8 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     model = build_model(recipe, pool, many_records(2000, spec.seed), heads.probabilities.shape[1], seen.names)
-    if not resume:
-        people = simulate_regions(seen, recipe.tracers, recipe.grid.voxel_size, spec.regional_people, spec.seed)
-        print(f"regional pre-training: {pretrain(model, people):.3f}", flush=True)
+    if model.regional is not None:
+        fit_regional(model, seen, out / "regional.safetensors", resume)
     model.denoiser.to(device)
     print(f"first people simulated in {time.monotonic() - start:.0f} s", flush=True)
     loop = Loop(model.denoiser, pair_loss(model, pool, device), spec, out, minutes)
@@ -288,10 +315,35 @@ def train(
     trained = replace(model, denoiser=loop.ema)
     cases = evaluation_cases(unseen, recipe, CALIBRATION_PEOPLE)
     figures, spread = evaluate(Synthesizer(trained, device), cases, 4, recipe.grid.voxel_size)
+    if model.regional is not None:
+        args = (unseen, recipe.tracers, recipe.grid.voxel_size, REGIONAL_CALIBRATION_PEOPLE, EVALUATION_SEED)
+        spread = regional_spread(Synthesizer(trained, device), simulate_regions(*args, workers()), recipe.n_draws)
     trained = replace(trained, spread=spread)
     card = model_card(trained, figures, loop.state.elapsed / 60, loop.state.step, unseen.names)
     save_model(replace(trained, card=card), out / "model")
     (out / "figures.json").write_text(json.dumps({"figures": figures, "spread": spread}, indent=2) + "\n")
+
+
+def fit_regional(model: Model, heads: Heads, weights: Path, resume: bool) -> None:
+    """Train the regional flow on simulated people, or take up what an earlier run trained."""
+    from safetensors.torch import load_file, save_file
+
+    recipe, spec = model.recipe, model.recipe.regional
+    if resume and weights.exists():
+        model.regional.load_state_dict(load_file(weights))
+        return
+    args = (heads, recipe.tracers, recipe.grid.voxel_size, spec.people, recipe.training.seed, workers())
+    people = simulate_regions(*args)
+    loss = train_regional(
+        model.regional, people, recipe.tracers, recipe.conditioning, model.variables, spec, recipe.training.seed
+    )
+    print(f"regional flow on {spec.people} people: loss {loss:.3f}", flush=True)
+    write_atomically(weights, lambda path: save_file(model.regional.state_dict(), path))
+
+
+def workers() -> int:
+    """Processes that simulate people."""
+    return len(os.sched_getaffinity(0))
 
 
 def many_records(n: int, seed: int) -> list[Record]:

@@ -1,8 +1,9 @@
-"""Training of the labelling network, on prepared arrays with torch alone.
+"""Training of the two networks that read a head, on prepared arrays with torch alone.
 
 ``python -m bids_petsynth.training.labelling prepare DATASET ARRAYS`` reads a BIDS dataset whose
-``derivatives/dlmuse`` holds DLMUSE segmentations; ``… train ARRAYS OUT`` trains and needs only numpy, torch and
-safetensors, so that it runs on a machine without the rest of the project's dependencies.
+``derivatives/dlmuse`` holds DLMUSE segmentations; ``… train locating ARRAYS OUT`` and ``… train labelling ARRAYS OUT``
+train and need only numpy, torch and safetensors, so that they run on a machine without the rest of the project's
+dependencies.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import csv
 import json
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bids_petsynth.anatomy.network import LabellingNet
+from bids_petsynth.anatomy.network import LABEL_SHAPE, LABEL_SPACING, UNet, fold, labelling_net, locating_net
 from bids_petsynth.anatomy.regions import n_classes, regions
-from bids_petsynth.training.augment import random_head
+from bids_petsynth.training.augment import Pose, on_grid, random_head
 
 #: Heads that no training here ever sees: two men and three women from 52 to 74 years.
 UNSEEN = ("IXI212", "IXI274", "IXI353", "IXI481", "IXI603")
-PATCH = (96, 112, 96)
 CLUSTERS = 4
 _TISSUE = {"csf": 1, "gm": 2, "wm": 3, "deep": 4}
 
@@ -53,13 +55,16 @@ def merge_dlmuse(labels: np.ndarray) -> np.ndarray:
 
 
 def prepare(dataset: Path, arrays: Path) -> None:
-    """Write ``arrays`` (npz): images (uint8), classes with clusters outside the brain, names, poses; RAS, 2 mm."""
+    """Write ``arrays`` (npz): images (uint8), classes with clusters outside the brain, names, maps; RAS, 2 mm.
+
+    ``maps`` ``(N, 4, 4)`` take voxels of the model grid to voxels of the head.
+    """
     import nibabel as nib
     from sklearn.cluster import KMeans
 
     from bids_petsynth.anatomy.alignment import align_centroids
 
-    images, classes, names, poses = [], [], [], []
+    images, classes, names, maps = [], [], [], []
     for path in sorted(dataset.glob("sub-*/anat/*_T1w.nii.gz")):
         name = path.name.split("_")[0].removeprefix("sub-")
         found = sorted((dataset / "derivatives" / "dlmuse" / f"sub-{name}" / "anat").glob("*_dseg.nii.gz"))
@@ -74,26 +79,44 @@ def prepare(dataset: Path, arrays: Path) -> None:
         images.append((data / 1.5 * 255).round().astype(np.uint8))
         classes.append(merged)
         names.append(name)
-        poses.append(align_centroids(np.where(merged < n_classes(), merged, 0), scan.affine).to_template[:3, :3])
+        aligned = align_centroids(np.where(merged < n_classes(), merged, 0), scan.affine)
+        maps.append(np.linalg.inv(scan.affine) @ aligned.grid(LABEL_SHAPE, LABEL_SPACING).affine)
     np.savez_compressed(
-        arrays, images=np.stack(images), classes=np.stack(classes), names=np.array(names), poses=np.stack(poses)
+        arrays, images=np.stack(images), classes=np.stack(classes), names=np.array(names), maps=np.stack(maps)
     )
 
 
-def dice_and_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Cross-entropy (with class weights) plus 1 − mean soft Dice over the classes that occur in the target."""
-    log_p = F.log_softmax(logits.float(), dim=1)
-    loss = F.nll_loss(log_p, target, weight)
-    p = log_p.exp().flatten(2)[0]
-    flat = target.flatten()
-    size = torch.bincount(flat, minlength=p.shape[0]).float()
-    overlap = torch.zeros_like(size).scatter_add(0, flat, p.gather(0, flat[None])[0])
-    dice = (2 * overlap + 1) / (p.sum(1) + size + 1)
-    return loss + 1 - dice[size > 0].mean()
+def loss_and_gradient(logits: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted cross-entropy plus 1 − mean soft Dice over the classes that occur, and its gradient in closed form.
+
+    One softmax serves both: by automatic differentiation this loss costs as much as the network.
+
+    Parameters
+    ----------
+    logits, target
+        ``(C, N)`` and ``(N,)`` int64.
+    weight
+        ``(C,)`` weight of each class in the cross-entropy.
+    """
+    p = torch.softmax(logits.detach().float(), 0)
+    own = p.gather(0, target[None])[0]
+    w = weight[target]
+    w = w / w.sum()
+    size = torch.bincount(target, minlength=len(p)).float()
+    overlap = torch.zeros_like(size).scatter_add(0, target, own)
+    over, under = 2 * overlap + 1, p.sum(1) + size + 1
+    there = (size > 0) / (size > 0).sum()
+    value = 1 - (w * own.clamp(min=1e-12).log()).sum() - (there * over / under).sum()
+    rise, gain = there * over / under**2, 2 * there / under
+    pull = own * gain[target]
+    gradient = p * (w + pull - rise @ p)
+    gradient.addcmul_(p, rise[:, None])
+    gradient.scatter_add_(0, target[None], -(w + pull)[None])
+    return value, gradient.to(logits.dtype)
 
 
 @torch.no_grad()
-def predict(net: nn.Module, image: Tensor) -> Tensor:
+def predict(net: UNet, image: Tensor) -> Tensor:
     """Classes of a whole head ``(X, Y, Z)``, padded to what the network takes."""
     pad = [(-n) % net.multiple for n in image.shape]
     padded = F.pad(image, (0, pad[2], 0, pad[1], 0, pad[0]))
@@ -109,7 +132,7 @@ def dice_by_class(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     return (2 * same / total)[1:]
 
 
-def evaluate(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float, Tensor]:
+def evaluate(net: UNet, images: Tensor, labels: Tensor) -> tuple[float, float, Tensor]:
     """Mean and worst brain Dice, and mean Dice per class, over whole heads."""
     brain, classes = [], []
     for image, truth in zip(images, labels, strict=True):
@@ -120,72 +143,171 @@ def evaluate(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, flo
     return float(np.mean(brain)), min(brain), torch.stack(classes).nanmean(0)
 
 
-def train(
-    arrays: Path, out: Path, steps: int, seed: int, rate: float, device: str, batch: int, resume: bool, decay: float
-) -> None:
-    """Train and write ``out/labelling.safetensors`` (EMA weights, float16), ``log.csv`` and ``config.json``."""
-    from safetensors.torch import load_file, save_file
+@dataclass(frozen=True)
+class Task:
+    """What one of the two networks is trained on.
 
-    out.mkdir(parents=True, exist_ok=True)
-    data = np.load(arrays)
+    Attributes
+    ----------
+    images, classes, maps
+        The heads, their classes with clusters of soft tissue, and the maps from the network's grid.
+    shape, window
+        The network's grid, and the window of it that one step sees.
+    pose
+        How far a training head may stand from its pose on the grid.
+    """
+
+    net: UNet
+    images: Tensor
+    classes: Tensor
+    maps: Tensor
+    shape: tuple[int, int, int]
+    window: tuple[int, int, int]
+    pose: Pose
+
+
+def make_task(network: str, data: dict[str, np.ndarray]) -> Task:
+    """``locating``: half the resolution and any pose. ``labelling``: nearly aligned, in windows that hold the brain."""
     images = torch.from_numpy(data["images"]).float() * (1.5 / 255)
     classes = torch.from_numpy(data["classes"]).long()
-    unseen = torch.tensor([name in UNSEEN for name in data["names"].tolist()])
-    held = classes[unseen]
-    held = torch.where(held < n_classes(), held, 0).to(device)
+    maps = torch.from_numpy(data["maps"]).float()
+    if network == "labelling":
+        pose = Pose(degrees=5, shift=2, scale=0.06, shear=0.03, elastic=1.5, native=0.0)
+        return Task(labelling_net(n_classes()), images, classes, maps, LABEL_SHAPE, (80, 96, 80), pose)
+    # voxel i of the coarse head is centred between voxels 2i and 2i + 1
+    coarse = torch.diag(torch.tensor([2.0, 2, 2, 1]))
+    coarse[:3, 3] = 0.5
+    maps = torch.linalg.inv(coarse) @ maps @ coarse
+    images = F.avg_pool3d(images[:, None], 2)[:, 0]
+    pose = Pose(degrees=14, shift=3, scale=0.08, shear=0.04, elastic=0.8, native=0.5)
+    shape = tuple(n // 2 for n in LABEL_SHAPE)
+    return Task(locating_net(n_classes()), images, _most_common(classes), maps, shape, shape, pose)
+
+
+def _most_common(classes: Tensor) -> Tensor:
+    """The commonest class of each 2 × 2 × 2 cube (the lowest where several are)."""
+    best = torch.zeros(classes.shape[0], *(n // 2 for n in classes.shape[1:]))
+    out = torch.zeros_like(best, dtype=torch.long)
+    for value in classes.unique().tolist():
+        share = F.avg_pool3d((classes == value).float()[:, None], 2)[:, 0]
+        better = share > best
+        out[better], best[better] = value, share[better]
+    return out
+
+
+def train(
+    network: str,
+    arrays: Path,
+    out: Path,
+    steps: int,
+    seed: int,
+    rate: float,
+    device: str,
+    resume: bool,
+    decay: float,
+    every: int = 200,
+) -> None:
+    """Train and write ``out/NETWORK.safetensors`` (EMA weights, float16), ``log.csv`` and ``config.json``.
+
+    Every example depends on the seed and its step alone, so that a resumed run equals an uninterrupted one.
+    """
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    data = dict(np.load(arrays))
     torch.manual_seed(seed)
-    net = LabellingNet(n_classes()).to(device)
-    start = 0
-    if resume:
-        net.load_state_dict({k: v.float() for k, v in load_file(out / "checkpoint.safetensors").items()})
-        start = json.loads((out / "checkpoint.json").read_text())["step"]
+    task = make_task(network, data)
+    unseen = torch.tensor([name in UNSEEN for name in data["names"].tolist()])
+    net = task.net.to(device)
     ema = copy.deepcopy(net).eval()
     optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=1e-4)
-    rng = torch.Generator().manual_seed(seed + start)
-    tissue = tissue_codes()
-    share = torch.bincount(classes[~unseen].flatten(), minlength=n_classes())[: n_classes()].float()
+    start = _restore(out, net, ema, optimiser) if resume else 0
+    held = [
+        on_grid(image, classes, grid_map, task.shape)
+        for image, classes, grid_map in zip(task.images[unseen], task.classes[unseen], task.maps[unseen], strict=True)
+    ]
+    held_images = [(image / image[::2, ::2, ::2].quantile(0.99)).to(device) for image, _ in held]
+    held_classes = [torch.where(classes < n_classes(), classes, 0).to(device) for _, classes in held]
+    seen_images, seen_classes, seen_maps = task.images[~unseen], task.classes[~unseen], task.maps[~unseen]
+    share = torch.bincount(seen_classes.flatten(), minlength=n_classes())[: n_classes()].float()
     share = (share / share.sum()).clamp(min=1e-5).to(device)
-    seen_images, seen_classes = images[~unseen], classes[~unseen]
-    poses = torch.from_numpy(data["poses"]).float()[~unseen]
-    (out / "config.json").write_text(
-        json.dumps({"steps": steps, "seed": seed, "rate": rate, "batch": batch, "unseen": UNSEEN, "decay": decay})
-    )
+    tissue = tissue_codes()
+    config = {"network": network, "steps": steps, "seed": seed, "rate": rate, "unseen": UNSEEN, "decay": decay}
+    (out / "config.json").write_text(json.dumps(config))
+
+    def example(step: int) -> tuple[Tensor, Tensor, list[int]]:
+        rng = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        pick = int(torch.randint(len(seen_images), (1,), generator=rng))
+        room = [(n - w) // net.multiple for n, w in zip(task.shape, task.window, strict=True)]
+        first = [net.multiple * int(torch.randint(r + 1, (1,), generator=rng)) for r in room]
+        head = seen_images[pick], seen_classes[pick], seen_maps[pick]
+        image, target = random_head(*head, task.pose, tissue, n_classes(), task.shape, first, task.window, rng)
+        return image, target, first
+
     began, losses = time.time(), []
-    with (out / "log.csv").open("a", newline="") as file:
+    with (out / "log.csv").open("a", newline="") as file, ThreadPoolExecutor(1) as ahead:
         log = csv.writer(file)
+        waiting = ahead.submit(example, start)
         for step in range(start, steps):
-            warm = min(1.0, (step + 1) / 60)
+            warm = min(1.0, (step + 1) / 100)
             for group in optimiser.param_groups:
                 group["lr"] = rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
             # rare classes are learned first; by the end every voxel counts the same, for an unbiased brain border
             weight = share ** (-0.5 * (1 - step / steps))
-            for _ in range(batch):
-                pick = int(torch.randint(len(seen_images), (1,), generator=rng))
-                image, target = random_head(
-                    seen_images[pick], seen_classes[pick], poses[pick], tissue, n_classes(), PATCH, rng
-                )
-                with torch.autocast(device, torch.bfloat16):
-                    logits = net(image[None, None].to(device))
-                loss = dice_and_cross_entropy(logits, target[None].to(device), weight) / batch
-                loss.backward()
-                losses.append(loss.item() * batch)
+            image, target, first = waiting.result()
+            waiting = ahead.submit(example, step + 1)
+            with torch.autocast(device, torch.bfloat16):
+                logits = net.folded(image[None, None].to(device), first)
+            value, gradient = loss_and_gradient(
+                logits.view(n_classes(), -1), fold(target[None, None]).flatten().to(device), weight
+            )
+            optimiser.zero_grad(set_to_none=True)
+            logits.backward(gradient.view_as(logits))
             nn.utils.clip_grad_norm_(net.parameters(), 5.0)
             optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            losses.append(value.item())
             keep = min(decay, (1 + step) / (10 + step))
             with torch.no_grad():
                 for a, b in zip(ema.parameters(), net.parameters(), strict=True):
                     a.lerp_(b, 1 - keep)
-            if (step + 1) % 100 == 0 or step + 1 == steps:
-                brain, worst, per_class = evaluate(ema, images[unseen].to(device), held)
+            if (step + 1) % every == 0 or step + 1 == steps:
+                brain, worst, per_class = evaluate(ema, held_images, held_classes)
                 row = [step + 1, np.mean(losses), brain, worst, per_class.nanmean().item(), time.time() - began]
                 log.writerow([f"{x:.4f}" if isinstance(x, float) else x for x in row])
                 file.flush()
                 losses.clear()
                 half = {k: v.half().contiguous() for k, v in ema.state_dict().items()}
-                save_file(half, out / "labelling.safetensors")
-                save_file(dict(net.state_dict()), out / "checkpoint.safetensors")
-                (out / "checkpoint.json").write_text(json.dumps({"step": step + 1, "dice": per_class.tolist()}))
+                save_file(half, out / f"{network}.safetensors")
+                _store(out, net, ema, optimiser, step + 1)
+
+
+def _store(out: Path, net: UNet, ema: UNet, optimiser: torch.optim.Optimizer, step: int) -> None:
+    """Write everything that the next step depends on."""
+    from safetensors.torch import save_file
+
+    state = {f"net.{k}": v for k, v in net.state_dict().items()}
+    state |= {f"ema.{k}": v for k, v in ema.state_dict().items()}
+    for number, values in optimiser.state_dict()["state"].items():
+        state |= {f"optimiser.{number}.{k}": v for k, v in values.items()}
+    state["step"] = torch.tensor(step)
+    beside = out / "checkpoint.part"
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, beside)
+    beside.replace(out / "checkpoint.safetensors")
+
+
+def _restore(out: Path, net: UNet, ema: UNet, optimiser: torch.optim.Optimizer) -> int:
+    """Take up what :func:`_store` wrote; the step to go on with."""
+    from safetensors.torch import load_file
+
+    state = load_file(out / "checkpoint.safetensors")
+    for name, module in (("net.", net), ("ema.", ema)):
+        module.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})
+    whole = optimiser.state_dict()
+    for key in (k for k in state if k.startswith("optimiser.")):
+        _, number, name = key.split(".")
+        whole["state"].setdefault(int(number), {})[name] = state[key]
+    optimiser.load_state_dict(whole)
+    return int(state["step"])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -196,12 +318,12 @@ def main(argv: list[str] | None = None) -> None:
     one.add_argument("dataset", type=Path)
     one.add_argument("arrays", type=Path)
     two = verbs.add_parser("train")
+    two.add_argument("network", choices=("locating", "labelling"))
     two.add_argument("arrays", type=Path)
     two.add_argument("out", type=Path)
-    two.add_argument("--steps", type=int, default=2200)
+    two.add_argument("--steps", type=int, default=6000)
     two.add_argument("--seed", type=int, default=1)
     two.add_argument("--rate", type=float, default=8e-3)
-    two.add_argument("--batch", type=int, default=1)
     two.add_argument("--decay", type=float, default=0.995)
     two.add_argument("--device", default="cpu")
     two.add_argument("--resume", action="store_true")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -200,7 +200,10 @@ def simulate_case(
 
 @dataclass(frozen=True)
 class Batch:
-    """N examples: ``t1w (N, X, Y, Z)``, ``labels (N, C, …)``, ``latents (N, c, x, y, z)``, records and tracer names."""
+    """N examples: ``t1w (N, X, Y, Z)``, ``labels (N, C, …)``, ``latents (N, c, x, y, z)``, records and tracer names.
+
+    One T1w with its labels may stand for all of them.
+    """
 
     t1w: Tensor
     labels: Tensor
@@ -260,9 +263,13 @@ class Pool:
             )
         return self._kept[number]
 
-    def latents(self, n: int) -> Tensor:
-        """All latents of the first ``n`` people, for standardisation."""
-        return torch.cat([torch.stack(list(self._case(k).latents.values())).float() for k in range(n)])
+    def people(self, n: int) -> Iterator[Batch]:
+        """The first ``n`` people, each with every tracer on their one head."""
+        for case in map(self._case, range(n)):
+            tracers = tuple(case.latents)
+            latents = torch.stack([case.latents[t].float() for t in tracers])
+            labels = case.labels[None].float() / 255
+            yield Batch(case.t1w[None].float(), labels, latents, (case.record,) * len(tracers), tracers)
 
     def batch(self, step: int, n: int, rng: Generator) -> Batch:
         """``n`` random examples at ``step``, the pool's newest person among them when they have just come."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_petsynth.anatomy.segmentation import WEIGHTS
+from bids_petsynth.anatomy.segmentation import weights_path
 from bids_petsynth.anatomy.volume import read_t1w
 from bids_petsynth.api import Synthesizer, summarise
 from bids_petsynth.bids.sink import Sink, hash_file, hash_settings
@@ -21,7 +21,6 @@ from bids_petsynth.errors import InputError
 from bids_petsynth.models.folder import Model, load_model
 from bids_petsynth.models.synthesizer import built_in
 from bids_petsynth.settings import Settings, Space
-from bids_petsynth.tables import data_path
 from bids_petsynth.types import Anatomy, Case, ClinicalRecord
 from bids_petsynth.workflows.outputs import write_anatomy, write_pet
 
@@ -40,8 +39,8 @@ def description_of(folder: Path | None) -> Model:
 
 @lru_cache(maxsize=1)
 def labelling_hash() -> str:
-    """Hash of the labelling network's weights."""
-    return hash_file(data_path(*WEIGHTS))
+    """Hash of the weights of the two networks that read a head."""
+    return hash_settings([hash_file(weights_path(name)) for name in ("locating", "labelling")])
 
 
 def record_of(case: Case, settings: Settings) -> ClinicalRecord:
