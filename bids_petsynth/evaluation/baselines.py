@@ -221,7 +221,7 @@ def log_volumes(labels: np.ndarray) -> np.ndarray:
 
 
 def regional_regression(features: np.ndarray, values: np.ndarray):
-    """Ridge from ``(N, F)`` features to ``(N, C)`` regional values, NaN replaced by the region's mean.
+    """Ridge from ``(N, F)`` features to ``(N, C)`` regional values, NaN replaced by the region's mean (0 if all are).
 
     Returns
     -------
@@ -231,7 +231,9 @@ def regional_regression(features: np.ndarray, values: np.ndarray):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    filled = np.where(np.isfinite(values), values, np.nan_to_num(np.nanmean(values, 0)))
+    known = np.isfinite(values)
+    mean = np.where(known, values, 0).sum(0) / np.maximum(known.sum(0), 1)
+    filled = np.where(known, values, mean)
     return make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 4, 9))).fit(features, filled)
 
 

@@ -85,7 +85,7 @@ def icc21(ratings: np.ndarray, level: float = 0.95) -> Agreement:
     msr = k * np.sum((rows - mean) ** 2) / (n - 1)
     msc = n * np.sum((columns - mean) ** 2) / (k - 1)
     mse = np.sum((x - rows[:, None] - columns + mean) ** 2) / ((n - 1) * (k - 1))
-    if mse <= 0:  # raters differ by a constant: no error is left to estimate an interval from
+    if mse <= 1e-12 * (msr + msc):  # raters differ by a constant: no error is left to estimate an interval from
         icc = msr / (msr + k * msc / n) if msr > 0 else math.nan
         return Agreement(float(icc), float(icc), float(icc))
     icc = (msr - mse) / (msr + (k - 1) * mse + k * (msc - mse) / n)
@@ -95,8 +95,9 @@ def icc21(ratings: np.ndarray, level: float = 0.95) -> Agreement:
     tail = (1 + level) / 2
     upper, lower = stats.f.ppf(tail, n - 1, freedom), stats.f.ppf(tail, freedom, n - 1)
     rest = k * msc + (k * n - k - n) * mse
-    low = n * (msr - upper * mse) / (upper * rest + n * msr)
-    high = n * (lower * msr - mse) / (rest + n * lower * msr)
+    with np.errstate(invalid="ignore", divide="ignore"):  # two people leave no interval
+        low = n * (msr - upper * mse) / (upper * rest + n * msr)
+        high = n * (lower * msr - mse) / (rest + n * lower * msr)
     return Agreement(float(icc), float(low), float(high))
 
 
