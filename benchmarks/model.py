@@ -45,6 +45,8 @@ TRAINING_SEED, PEOPLE_SEED = 2_000_000, 3_000_000
 CODES = tuple(code for code, _, _, region in lookup() if region.tissue != "csf")
 #: Options that the baselines choose among on their training people: neighbours, ridge strength, blur of the paint (mm).
 NEIGHBOURS, ALPHAS, BLURS = (5, 10, 20, 40, 80), (0.3, 3.0, 30.0, 300.0), (4.5, 6.0, 7.5, 9.0)
+#: What a training person's file holds for all tracers.
+OF_PERSON = {"values", "volumes"}
 #: What moves a tracer's uptake; the painted baseline is told its expectation given the record.
 DRIVERS = {"amyloid": "centiloid", "tau": "tau_neocortical", "metabolism": "fdg_loss"}
 
@@ -165,7 +167,10 @@ class Baselines:
 
     def __init__(self, bench: Bench, tracer: str, people: int):
         self.bench, self.tracer = bench, tracer
-        files = [np.load(bench.out / "training" / f"{number:05d}.npz") for number in range(people)]
+        files = []
+        for number in range(people):
+            with np.load(bench.out / "training" / f"{number:05d}.npz") as file:
+                files.append({key: file[key] for key in file.files if key.partition("/")[0] in OF_PERSON | {tracer}})
 
         def stacked(key: str) -> np.ndarray:
             return np.stack([file[key] for file in files])
@@ -340,8 +345,9 @@ def run(arguments: argparse.Namespace) -> None:
         if not path.is_file():
             save(path, sensitivity_person(bench, which, model, number, arguments.seed, min(2, arguments.draws)))
 
-    timed(person, range(arguments.people), "people")
-    timed(moved, range(arguments.sensitivity), "people for the sensitivity")
+    first, step = arguments.part
+    timed(person, range(first - 1, arguments.people, step), "people")
+    timed(moved, range(first - 1, arguments.sensitivity, step), "people for the sensitivity")
 
 
 def timed(work: Callable[[int], None], numbers: range, what: str) -> None:
@@ -356,6 +362,14 @@ def timed(work: Callable[[int], None], numbers: range, what: str) -> None:
             cpu_each = (time.process_time() - cpu) / done
             line = f"{what}: {done} of {len(numbers)}, {each:.1f} s each (CPU {cpu_each:.1f}), {left:.0f} min left"
             print(line, flush=True)
+
+
+def part(text: str) -> tuple[int, int]:
+    """``2/4`` as (2, 4)."""
+    first, step = map(int, text.split("/"))
+    if not 1 <= first <= step:
+        raise ValueError
+    return first, step
 
 
 def main() -> None:
@@ -373,6 +387,7 @@ def main() -> None:
     one.add_argument("--heads", choices=["unseen", "seen"], default="unseen")
     one.add_argument("--training", type=int, default=300, help="people that the baselines learn from")
     one.add_argument("--sensitivity", type=int, default=20, help="people whose variables are moved and dropped")
+    one.add_argument("--part", type=part, default=(1, 1), help="K/N: every N-th person, for N runs at once")
     one.add_argument("--device", default="cpu")
     one.add_argument("--threads", type=int, default=1)
     two = what.add_parser("table", help="print the tables of what is there")

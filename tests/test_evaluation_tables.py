@@ -24,8 +24,8 @@ def tables(monkeypatch):
 
     from bids_petsynth.evaluation import statistics
 
-    monkeypatch.setattr(model_tables, "TABULAR_PEOPLE", 1500)
-    monkeypatch.setattr(model_tables, "bootstrap", lambda f, clusters: statistics.bootstrap(f, clusters, n=60))
+    monkeypatch.setattr(model_tables, "TABULAR_PEOPLE", 600)
+    monkeypatch.setattr(model_tables, "bootstrap", lambda f, clusters: statistics.bootstrap(f, clusters, n=30))
     yield model_tables
     sys.modules.pop("model_tables")
 
