@@ -11,6 +11,7 @@ docs/evaluation.md.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -194,7 +195,7 @@ class Baselines:
             columns = known_columns(bench.recipe.conditioning.variables, variant)
             load = base.boosted(crowd_values[:, columns], driver)
             known = self.values[:, columns]
-            neighbours = [k for k in NEIGHBOURS if k < people] or [1]
+            neighbours = [k for k in NEIGHBOURS if k < people - 1] or [max(1, people // 2)]
             features = np.column_stack([known, load.predict(values[:, columns]), volumes])
             self.fits[variant] = {
                 "columns": columns,
@@ -319,10 +320,14 @@ def run(arguments: argparse.Namespace) -> None:
     plan = {name: getattr(arguments, name) for name in ("draws", "seed", "heads", "training")}
     plan |= {"tracers": tracers, "variables": [spec.name for spec in recipe.conditioning.variables]}
     plan |= {"model": f"{recipe.name} {model.model.version}", "weights": model.model.weights_sha256}
+    with arguments.arrays.open("rb") as file:
+        plan["arrays"] = hashlib.file_digest(file, "sha256").hexdigest()
     out.mkdir(parents=True, exist_ok=True)
     note = out / "plan.json"
     if note.is_file() and json.loads(note.read_text()) != json.loads(json.dumps(plan)):
-        raise SystemExit(f"{note} tells of another run (model, draws, tracers …); name another folder or delete it.")
+        raise SystemExit(
+            f"{note} tells of another run (heads, model, draws, tracers …); name another folder or delete it."
+        )
     note.write_text(json.dumps(plan, indent=2) + "\n")
     save(out / "heads.npz", {"volumes": np.stack([base.head_log_volumes(c) for c in seen.classes])})
 
