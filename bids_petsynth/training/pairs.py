@@ -85,7 +85,8 @@ def load_heads(path: Path, recipe: Recipe) -> Heads:
 class SimulatedCase:
     """One simulated person on one deformed head: inputs, record and true scans.
 
-    ``pet`` maps tracers to ``(X, Y, Z)`` SUVR; ``truth`` holds traits that no model sees (``centiloid`` …).
+    ``pet`` maps tracers to ``(X, Y, Z)`` SUVR; ``truth`` holds traits that no model sees (``centiloid`` …);
+    ``coordinates (3, X, Y, Z)`` tells where each voxel comes from in the head as it was (see :func:`pull`).
     """
 
     head: str
@@ -95,6 +96,7 @@ class SimulatedCase:
     record: Record
     truth: Record
     pet: Mapping[str, Tensor]
+    coordinates: Tensor | None = None
 
 
 def draw_records(n: int, rng: np.random.Generator) -> tuple[People, tuple[Record, ...]]:
@@ -195,7 +197,7 @@ def simulate_case(
     if augment:
         t1w = vary_intensity(t1w, generator)
     pet = {tracer: _scan(moved, people, tracer, generator, voxel_size) for tracer in tracers}
-    return SimulatedCase(heads.names[pick], t1w, moved, labels, record, truth, pet)
+    return SimulatedCase(heads.names[pick], t1w, moved, labels, record, truth, pet, coordinates)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,250 @@
+"""The tables of ``benchmarks/model.py``, from the files of its people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bids_petsynth.clinical.variables import variables
+from bids_petsynth.evaluation import baselines as base
+from bids_petsynth.evaluation import image, regional, uncertainty
+from bids_petsynth.evaluation.statistics import Interval, bootstrap
+from bids_petsynth.models.conditioning import record_matrix
+from bids_petsynth.models.recipe import Recipe, VariableSpec
+from bids_petsynth.pet.intervals import probability_above
+from bids_petsynth.pet.tracers import centiloid_equation, default_cutoff
+from bids_petsynth.training.pairs import Record
+
+VARIANTS = ("plasma", "no_plasma")
+METHODS = ("model", "mean", "matched", "ridge", "painted", "codec")
+#: Bands of the power spectrum in cycles/mm; the bar is set up to LIMIT.
+EDGES, LIMIT = np.linspace(0.0, 0.25, 26), 0.1
+#: People without images from whom the oracle and the painted baseline learn what blood tells of uptake.
+TABULAR_PEOPLE, ORACLE_SEED = 20_000, 4_000_000
+
+
+def vector(record: Record, specs: Sequence[VariableSpec]) -> np.ndarray:
+    """``(V,)`` transformed values of a record."""
+    return record_matrix([record], specs)[0].double().numpy()
+
+
+def known_columns(specs: Sequence[VariableSpec], variant: str) -> list[int]:
+    """Columns of :func:`vector` that a variant knows."""
+    return [i for i, spec in enumerate(specs) if variant == "plasma" or variables()[spec.name].kind != "plasma"]
+
+
+class Results:
+    """The people's files as arrays with people first."""
+
+    def __init__(self, out: Path):
+        self.files = [dict(np.load(path)) for path in sorted((out / "people").glob("[0-9]*[0-9].npz"))]
+        if not self.files:
+            raise SystemExit(f"{out} holds no evaluated people; run `run` first.")
+        self.heads = np.array([str(file["head"]) for file in self.files])
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return np.stack([file[key] for file in self.files]).astype(float)
+
+    def interval(self, statistic) -> Interval:
+        return bootstrap(statistic, self.heads)
+
+
+def row(name: str, found: Interval, bar: str, low: float = -np.inf, high: float = np.inf) -> str:
+    """A row of the table of bars, with a verdict on the estimate and whether the interval agrees."""
+    verdict = "met" if low <= found.estimate <= high else "missed"
+    if bar and not (low <= found.low and found.high <= high) and not (found.high < low or found.low > high):
+        verdict += ", interval crosses"
+    return f"| {name} | {bar} | {found} | {verdict if bar else ''} |"
+
+
+def oracle(out: Path, results: Results, specs: Sequence[VariableSpec], tracer: str) -> dict:
+    """Expected target SUVR and probability of positivity by gradient boosting on the simulator's variables."""
+    equation = centiloid_equation(tracer)
+    with np.load(out / "heads.npz") as file:
+        records, volumes, centiloid = base.tabular_people(file["volumes"], TABULAR_PEOPLE, ORACLE_SEED)
+    crowd = np.stack([vector(record, specs) for record in records])
+    suvr = (centiloid - equation.intercept) / equation.slope
+    found = {}
+    for variant in VARIANTS:
+        known = known_columns(specs, variant)
+        train = np.column_stack([crowd[:, known], volumes])
+        test = np.column_stack([results["values"][:, known], results["volumes"]])
+        positive = base.boosted(train, centiloid > default_cutoff().centiloid, classify=True)
+        found[variant] = (base.boosted(train, suvr).predict(test), positive.predict_proba(test)[:, 1])
+    return found
+
+
+def print_tables(out: Path, recipe: Recipe) -> None:
+    """Print the tables."""
+    plan = json.loads((out / "plan.json").read_text())
+    results = Results(out)
+    people, heads = len(results.files), len(set(results.heads))
+    print(f"{people} simulated people on {heads} {plan['heads']} heads, {plan['draws']} draws, model {plan['model']}.")
+    print("Figures on simulated data verify the software; they say nothing about patients.")
+    for tracer in plan["tracers"]:
+        specs = recipe.conditioning.variables
+        found = oracle(out, results, specs, tracer) if centiloid_equation(tracer) else None
+        print(f"\n## {tracer}\n\n| figure | bar | value, 95 % interval by head | verdict |\n|---|---|---|---|")
+        for line in (*prediction_rows(results, tracer, found), *error_rows(results, tracer)):
+            print(line)
+        for line in (*texture_rows(results, tracer), *uncertainty_rows(results, tracer, found)):
+            print(line)
+        print(
+            "\n| method | record | MAE brain | MAE field | PSNR brain | SSIM brain | PSNR, SSIM (min–max convention) |"
+            " regional MAE | bias | median r | median ICC(2,1) | residual r |\n|" + "---|" * 12
+        )
+        with np.load(out / "population.npz") as file:
+            population = file[tracer]
+        for method in METHODS:
+            for variant in VARIANTS:
+                if f"{tracer}/{variant}/{method}/regional" in results.files[0]:
+                    print(method_row(results, tracer, variant, method, population))
+    sensitivity_table(out, plan)
+
+
+def prediction_rows(results: Results, tracer: str, found: dict | None) -> Iterator[str]:
+    """Target SUVR across people, beside the oracle's."""
+    true, r = results[f"{tracer}/target"], regional.correlation
+    for variant in VARIANTS:
+        ours = results[f"{tracer}/{variant}/target_draws"].mean(1)
+        yield row(f"target r, {variant}", results.interval(lambda i, o=ours: r(o[i], true[i])), "")
+        if found is None:
+            continue
+        best = found[variant][0]
+        yield row(f"oracle's r, {variant}", results.interval(lambda i, b=best: r(b[i], true[i])), "")
+        if variant == "plasma":
+            ratio = results.interval(lambda i, o=ours, b=best: r(o[i], true[i]) / r(b[i], true[i]))
+            yield row("r over the oracle's, plasma", ratio, "≥ .95", 0.95)
+        else:
+            surplus = results.interval(lambda i, o=ours, b=best: r(o[i], true[i]) - r(b[i], true[i]))
+            yield row("r minus the oracle's, no_plasma", surplus, "≤ 0", high=0.0)
+
+
+def error_rows(results: Results, tracer: str) -> Iterator[str]:
+    """Ratio of the model's error to each baseline's, voxelwise and regional, from the same people."""
+    true = results[f"{tracer}/regional"]
+
+    def error(method: str, figure: str) -> np.ndarray:
+        if figure == "MAE brain":
+            return results[f"{tracer}/plasma/{method}/mae_brain"]
+        return np.nanmean(np.abs(results[f"{tracer}/plasma/{method}/regional"] - true), 1)
+
+    for figure in ("MAE brain", "regional MAE"):
+        ours = error("model", figure)
+        for method in ("mean", "matched", "ridge", "painted"):
+            theirs = error(method, figure)
+            bar, most = ("≤ 1.02", 1.02) if method == "painted" else ("< 1", np.nextafter(1, 0))
+            ratio = results.interval(lambda i, o=ours, t=theirs: o[i].mean() / t[i].mean())
+            yield row(f"{figure} over that of {method}", ratio, bar, high=most)
+
+
+def texture_rows(results: Results, tracer: str) -> Iterator[str]:
+    """Power of draws over power of scans: the band that is farthest from 1, and bands as a list."""
+    scans, draws = results[f"{tracer}/spectrum"], results[f"{tracer}/spectrum_draws"]
+    mean = results[f"{tracer}/spectrum_mean"]
+    ratio = image.spectrum_ratio(draws, scans)
+    low = EDGES[1:] <= LIMIT + 1e-9
+    worst = int(np.argmax(np.abs(ratio[low] - 1)))
+    found = results.interval(lambda i: image.spectrum_ratio(draws[i], scans[i])[worst])
+    name = f"power of a draw over a scan's, worst band ({EDGES[worst]:.2f}–{EDGES[worst + 1]:.2f} cycles/mm)"
+    yield row(name, found, ".90–1.10", 0.9, 1.1)
+    of_mean = image.spectrum_ratio(mean, scans)
+    for kind, values in (("a draw", ratio), ("the mean of the draws", of_mean)):
+        listed = " ".join(f"{v:.2f}" for v in values[low])
+        yield f"| power of {kind} by bands of .01 cycles/mm | | {listed} | |"
+
+
+def uncertainty_rows(results: Results, tracer: str, found: dict | None) -> Iterator[str]:
+    """Coverage, widths, probabilistic scores, probability of positivity."""
+    equation = centiloid_equation(tracer)
+    unit, scale = ("Centiloid", equation) if equation else ("target SUVR", lambda v: v)
+    goal, true = scale(results[f"{tracer}/target"]), results[f"{tracer}/regional"]
+    widths = {}
+    for variant in VARIANTS:
+        drawn = scale(results[f"{tracer}/{variant}/target_draws"])
+        parts = np.moveaxis(results[f"{tracer}/{variant}/draws"], 1, 2)
+        intervals = {
+            unit: uncertainty.predictive_intervals(drawn),
+            "regional SUVR": uncertainty.predictive_intervals(parts),
+        }
+        for name, bounds in intervals.items():
+            truth = goal if name == unit else true
+            inside = uncertainty.inside(truth, bounds).reshape(len(truth), -1, 2)
+            for which, (label, low, high) in enumerate((("80 %", 0.77, 0.83), ("95 %", 0.93, 0.97))):
+                share = results.interval(lambda i, c=inside[..., which]: np.nanmean(c[i]))
+                bar = f"{low:.2f}–{high:.2f}" if variant == "plasma" else ""
+                yield row(f"{name}: {label} covers, {variant}", share, bar, low, high)
+            width = np.diff(bounds[..., 0, :], axis=-1)[..., 0].reshape(len(truth), -1)
+            widths[name, variant] = np.nanmean(width, 1)
+        crps = uncertainty.crps_fair(goal, drawn)
+        yield row(f"{unit}: fair CRPS, {variant}", results.interval(lambda i, c=crps: c[i].mean()), "")
+        for name, t, d in ((unit, goal, drawn), ("regional SUVR", true, parts)):
+            skill = results.interval(lambda i, t=t, d=d: uncertainty.spread_skill(t[i], d[i]))
+            yield row(f"{name}: spread over error, {variant}", skill, "")
+    for name in (unit, "regional SUVR"):
+        wider, usual = widths[name, "no_plasma"], widths[name, "plasma"]
+        ratio = results.interval(lambda i, w=wider, u=usual: w[i].mean() / u[i].mean())
+        yield row(f"{name}: width without plasma over width with", ratio, "> 1", np.nextafter(1, 2))
+    if equation is None:
+        return
+    cutoff = default_cutoff().centiloid
+    outcome = goal > cutoff
+    for variant in VARIANTS:
+        drawn = equation(results[f"{tracer}/{variant}/target_draws"])
+        probability = np.array([probability_above(d, cutoff) for d in drawn])
+        error = results.interval(lambda i, p=probability: uncertainty.calibration_error(p[i], outcome[i]))
+        floor = uncertainty.calibration_floor(probability)
+        yield row(f"positivity: ECE, {variant} (if exactly right: {floor:.3f})", error, "≤ .05", high=0.05)
+        ours, best = probability, found[variant][1]
+        yield row(
+            f"positivity: AUC, {variant}", results.interval(lambda i, o=ours: uncertainty.auc(o[i], outcome[i])), ""
+        )
+        gap = results.interval(
+            lambda i, o=ours, b=best: uncertainty.auc(o[i], outcome[i]) - uncertainty.auc(b[i], outcome[i])
+        )
+        yield row(f"positivity: AUC minus the oracle's, {variant}", gap, "≥ −.01", -0.01)
+        agreement = regional.bland_altman(drawn.mean(1), goal)
+        low, high = agreement.limits
+        listed = f"{agreement.mean:+.1f}, {low:.1f} to {high:.1f}"
+        yield f"| Centiloid: Bland–Altman mean and limits, {variant} | | {listed} | |"
+
+
+def method_row(results: Results, tracer: str, variant: str, method: str, population: np.ndarray) -> str:
+    """Image and regional figures of one method, means over people."""
+    key = f"{tracer}/{variant}/{method}"
+    true, ours = results[f"{tracer}/regional"], results[f"{key}/regional"]
+    names = ("mae_brain", "mae_fov", "psnr_brain", "ssim_brain", "psnr_minmax", "ssim_minmax")
+    m = {name: float(results[f"{key}/{name}"].mean()) for name in names}
+    icc = [regional.icc21(np.column_stack(pair)).icc for pair in zip(ours.T, true.T, strict=True)]
+    figures = [
+        f"{m['mae_brain']:.4f}",
+        f"{m['mae_fov']:.4f}",
+        f"{m['psnr_brain']:.1f}",
+        f"{m['ssim_brain']:.3f}",
+        f"{m['psnr_minmax']:.1f}, {m['ssim_minmax']:.3f}",
+        f"{np.nanmean(regional.mean_absolute_error(ours, true)):.4f}",
+        f"{np.nanmean(regional.bias(ours, true)):+.4f}",
+        f"{np.nanmedian(regional.correlation(ours, true)):.3f}",
+        f"{np.nanmedian(icc):.3f}",
+        f"{regional.residual_correlation(ours, true, population):.3f}",
+    ]
+    return f"| {method} | {variant} | " + " | ".join(figures) + " |"
+
+
+def sensitivity_table(out: Path, plan: dict) -> None:
+    """Change of the target SUVR per variable."""
+    files = [dict(np.load(path)) for path in sorted((out / "sensitivity").glob("[0-9]*[0-9].npz"))]
+    if not files:
+        return
+    heads = np.array([str(file["head"]) for file in files])
+    for tracer in plan["tracers"]:
+        print(f"\n{tracer}: change of the target SUVR, {len(files)} people\n")
+        print("| variable | moved up by one SD | dropped: mean absolute change |\n|---|---|---|")
+        for name in plan["variables"]:
+            moved, dropped = (np.array([f[f"{tracer}/{kind}/{name}"] for f in files]) for kind in ("moved", "dropped"))
+            up = bootstrap(lambda i, m=moved: m[i].mean(), heads)
+            off = bootstrap(lambda i, d=dropped: np.abs(d[i]).mean(), heads)
+            print(f"| {name} | {up} | {off} |")

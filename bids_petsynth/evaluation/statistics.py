@@ -1,0 +1,65 @@
+"""Bootstrap intervals that respect which people are independent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its percentile interval; numbers, or arrays where the statistic is one."""
+
+    estimate: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def resamples(clusters: np.ndarray, n: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """``n`` index arrays: clusters drawn with replacement, then people with replacement within each drawn one.
+
+    ``clusters (N,)`` names the independent unit of each person (a head that several simulated people share, a family,
+    the person themselves). Source: Davison & Hinkley, Bootstrap Methods and their Application (1997), section 3.8.
+    """
+    _, place = np.unique(np.asarray(clusters), return_inverse=True)
+    members = [np.flatnonzero(place == c) for c in range(place.max() + 1)]
+    for _ in range(n):
+        drawn = [members[c] for c in rng.integers(len(members), size=len(members))]
+        # a cluster of one has no people to choose among
+        yield np.concatenate([who[rng.integers(len(who), size=len(who))] for who in drawn])
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float | np.ndarray],
+    clusters: np.ndarray,
+    n: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of a statistic, clustered by the independent unit.
+
+    Parameters
+    ----------
+    statistic
+        Takes indices of people and returns a number or an array. A paired difference or ratio of two methods is a
+        statistic as well: ``lambda i: figure(a[i]) - figure(b[i])``.
+    clusters
+        ``(N,)`` the independent unit of each person.
+    n, level, seed
+        Resamples, level of the interval, seed: the same seed gives the same resamples for every statistic.
+
+    Notes
+    -----
+    Resamples in which the statistic is NaN (an AUC without positives) are left out. With few clusters the interval is
+    somewhat too narrow: it knows five heads no better than their five draws allow.
+    """
+    rng = np.random.default_rng(seed)
+    found = np.array([statistic(index) for index in resamples(clusters, n, rng)])
+    tail = 50 * (1 - level)
+    low, high = np.nanpercentile(found, [tail, 100 - tail], axis=0)
+    return Interval(np.asarray(statistic(np.arange(len(clusters)))), low, high)
