@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections.abc import Mapping
@@ -161,6 +162,36 @@ def _verified(folder: Path) -> dict:
         if _sha256(path) != expected:
             raise ModelError(f"{path} is damaged or was changed (its checksum differs); copy the model folder again.")
     return about
+
+
+def training_ranges(folder: Path, weights_sha256: str) -> dict[str, dict[str, dict[str, str]]]:
+    """Regional SUVR over the people that a model was trained on, from the optional ``regions.tsv`` of its folder.
+
+    Parameters
+    ----------
+    folder
+        The model folder.
+    weights_sha256
+        Of the model whose ranges are asked for: another model's would mislead.
+
+    Returns
+    -------
+    By tracer and region name the row's ``mean``, ``sd``, ``p05`` and ``p95`` as text; empty if the folder holds
+    another model or no such table.
+
+    Raises
+    ------
+    ModelError
+        If the folder is incomplete or damaged.
+    """
+    about = _verified(Path(folder))
+    if _weights_sum(about["sha256"]) != weights_sha256 or "regions.tsv" not in about["sha256"]:
+        return {}
+    ranges: dict[str, dict[str, dict[str, str]]] = {}
+    with (Path(folder) / "regions.tsv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            ranges.setdefault(row["tracer"], {})[row["name"]] = row
+    return ranges
 
 
 def _load_weights(folder: Path, files: list[str], model: Model) -> None:
