@@ -22,6 +22,6 @@ def untold(used: Mapping[str, str], target_class: str) -> str:
         return ""
     return (
         f"{target_class.capitalize()} cannot be told from a T1w and age alone: with no plasma value and no APOE "
-        "genotype this estimate is close to the average of the people that the model was trained on, whoever the person is; "
-        "read its wide interval, not its middle."
+        "genotype this estimate stays near the average of the people that the model was trained on, whoever the "
+        "person is. Read its wide interval; neither its middle nor a probability of positivity says anything of them."
     )

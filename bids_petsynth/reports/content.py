@@ -101,6 +101,14 @@ class Scan:
         return list(dict.fromkeys(str(note) for pet in self.pets for note in pet.about.get("Notes", [])))
 
     @property
+    def failed(self) -> dict[str, list[str]]:
+        """Sentence → tracers that it stopped."""
+        found: dict[str, list[str]] = {}
+        for tracer, reason in self.failures.items():
+            found.setdefault(reason, []).append(tracer)
+        return found
+
+    @property
     def run(self) -> Mapping[str, Any]:
         """The sidecar that tells command and versions."""
         return self.pets[0].about if self.pets else self.about

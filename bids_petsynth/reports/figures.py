@@ -371,8 +371,11 @@ def _region_bar(axes, row: Row | None, known: Row | None, place: float, colour: 
 
 
 def _ceiling(pet: Pet, ranges: Mapping[str, Row]) -> float:
-    values = [number(row["suvr"]) for row in pet.regions] + [number(row.get("p95")) for row in ranges.values()]
-    return max(pet.tracer.display[1], *(1.05 * value for value in values if value is not None))
+    """End of the SUVR axis: all intervals and ranges fit, unless they are far beyond the tracer's window."""
+    high = pet.tracer.display[1]
+    ends = [number(row[end]) for row in pet.regions for end in ("suvr", "high95")]
+    ends += [number(row.get("p95")) for row in ranges.values()]
+    return min(1.6 * high, max(high, *(1.05 * end for end in ends if end is not None)))
 
 
 def _outside(rows: Mapping[str, Row], ranges: Mapping[str, Row]) -> list[str]:

@@ -60,7 +60,7 @@ def _anatomy(scan: Scan, spacing: float) -> dict[str, Any]:
         "title": scan.title or scan.case.label,
         "t1w": _nifti(grey, scene.affine, 1 / _LEVELS),
         # NiiVue's tables of labels have one row per code up to the largest: consecutive codes keep them small
-        "labels": _nifti(_consecutive(scene.labels), scene.affine),
+        "labels": _nifti(_consecutive(scene.labels), scene.affine, intent="label"),
         "names": [name for _, name, _, _ in lookup()],
     }
 
@@ -84,12 +84,12 @@ def _consecutive(labels: np.ndarray) -> np.ndarray:
 
 
 def _pet(scan: Scan, pet: Pet) -> dict[str, Any]:
-    """The PET up to 1 cm beside the brain: the noise of the air cannot be compressed."""
+    """The PET of the brain and a voxel beside it: the noise of the air cannot be compressed."""
     from scipy.ndimage import binary_dilation
 
     image = nib.load(pet.mean)
     low, high = pet.tracer.display
-    near = binary_dilation(sample(scan.dseg, image.affine, image.shape, 0) > 0, iterations=5)
+    near = binary_dilation(sample(scan.dseg, image.affine, image.shape, 0) > 0)
     data = np.clip(np.round(np.asanyarray(image.dataobj) * near / _STEP), 0, 255).astype(np.uint8)
     return {
         "tracer": pet.tracer.name,
@@ -100,9 +100,10 @@ def _pet(scan: Scan, pet: Pet) -> dict[str, Any]:
     }
 
 
-def _nifti(data: np.ndarray, affine: np.ndarray, slope: float = 1.0) -> str:
-    """A volume of stored values as NIfTI in gzip in base64."""
+def _nifti(data: np.ndarray, affine: np.ndarray, slope: float = 1.0, intent: str = "none") -> str:
+    """A volume of stored values as NIfTI in gzip in base64; NiiVue draws one of the intent ``label`` as labels."""
     header = nib.Nifti1Image(data, affine).header
+    header.set_intent(intent)
     header.set_xyzt_units("mm")
     # nibabel would scale the values anew; those given are the stored ones
     header["scl_slope"], header["scl_inter"], header["vox_offset"] = slope, 0, 352

@@ -59,6 +59,7 @@
     viewer.addVolume(labels);
     labels.setColormapLabel(colours(scan.names));
     viewer.updateGLVolume();
+    viewer.createOnLocationChange();
   }
 
   function tracers() {
@@ -101,7 +102,7 @@
     const mm = [...place.mm].slice(0, 3).map((x) => x.toFixed(0)).join(", ");
     const said = place.values.map((found) => {
       const name = found.name.replace(/\.nii\.gz$/, "");
-      if (name === "labels") return found.label || "no label";
+      if (name === "labels") return scans[at("scan").value].names[found.value - 1]?.replaceAll("_", " ") ?? "no label";
       return name + " " + found.value.toFixed(2) + (name === "T1w" ? "" : " SUVR");
     });
     at("place").textContent = "at " + mm + " mm: " + said.join(" · ");
@@ -114,7 +115,10 @@
       library = await load();
       scans = JSON.parse(at("data").textContent);
       at("panel").hidden = false;
-      viewer = new library.Niivue({ backColor: [0, 0, 0, 1], show3Dcrosshair: true, logLevel: "error", onLocationChange: tell });
+      viewer = new library.Niivue({
+        backColor: [0, 0, 0, 1], crosshairColor: [0.34, 0.71, 0.91, 0.8], crosshairWidth: 0.5,
+        show3Dcrosshair: true, logLevel: "error", onLocationChange: tell,
+      });
       await viewer.attachToCanvas(at("canvas"));
       tracers();
       listen();
@@ -127,4 +131,6 @@
       at("state").textContent = "The viewer could not be started here (it needs WebGL 2): " + error.message;
     }
   });
+  // a link to sub-X.html#viewer opens it at once
+  if (location.hash === "#viewer") at("open").click();
 })();
