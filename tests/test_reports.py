@@ -26,7 +26,7 @@ from bids_petsynth.pet.quantification import normalise, quantify
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.reports.boilerplate import bibliography, methods
 from bids_petsynth.reports.content import read_participant
-from bids_petsynth.reports.participant import write_report
+from bids_petsynth.reports.participant import LIMIT, write_report
 from bids_petsynth.settings import Settings
 from bids_petsynth.tables import read_table
 from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Value
@@ -35,7 +35,6 @@ from bids_petsynth.workflows.steps import description_of
 
 EVIL = "<script>alert(1)</script>"
 REASON = f"sub-failed_T1w.nii.gz is cut off {EVIL}; copy it again."
-LIMIT = 6_000_000
 
 
 def head() -> Head:

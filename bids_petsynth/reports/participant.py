@@ -24,6 +24,8 @@ from bids_petsynth.tables import data_path, read_table
 from bids_petsynth.types import Case
 
 _TYPES = {"jpg": "image/jpeg", "svg": "image/svg+xml"}
+#: Bytes that a report may have, and those kept for the page around its pictures and volumes.
+LIMIT, _REST = 6_000_000, 150_000
 _TITLE = "Synthetic PET of sub-{}"
 
 
@@ -170,11 +172,13 @@ def _parts(out_dir: Path, participant: str, scans: list[Scan], model: Path) -> d
         demonstration=any(pet.about.get("DemonstrationModel") for scan in scans for pet in scan.pets),
         cutoff=default_cutoff(),
     )
-    volumes, note = viewer.payload(scans)
+    bundle = viewer.bundle()
+    used = len(bundle) + sum(map(len, parts.values())) + _REST
+    volumes, note = viewer.payload(scans, LIMIT - used)
     if volumes:
         content = json.dumps(volumes).replace("<", "\\u003c")
         parts[f"{sub}_desc-viewer_T1w.html"] = render(
-            "part_viewer.html", volumes=content, bundle=viewer.bundle(), note=note, scans=volumes
+            "part_viewer.html", volumes=content, bundle=bundle, note=note, scans=volumes
         )
     if text:
         parts[f"{sub}_desc-methods_T1w.html"] = render(

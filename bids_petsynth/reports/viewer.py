@@ -17,8 +17,6 @@ from bids_petsynth.tables import data_path
 
 #: Voxel sizes in mm of the T1w and its labels that are tried until all scans fit.
 SPACINGS = (1.5, 2.0, 3.0)
-#: Bytes that the volumes of one report may take in the page.
-BUDGET = 2_600_000
 #: Grey levels of the T1w: more cannot be told apart on a screen and cost a third more bytes.
 _LEVELS = 63
 #: Step of the stored PET in SUVR, far below its uncertainty.
@@ -30,8 +28,15 @@ def bundle() -> str:
     return _text(data_path("reports", "niivue.umd.js").read_bytes())
 
 
-def payload(scans: Sequence[Scan]) -> tuple[list[dict[str, Any]], str]:
+def payload(scans: Sequence[Scan], room: int) -> tuple[list[dict[str, Any]], str]:
     """What the viewer shows of each scan, and a sentence if something had to be left out.
+
+    Parameters
+    ----------
+    scans
+        All of the participant.
+    room
+        Bytes that the volumes may take in the page.
 
     Returns
     -------
@@ -46,11 +51,11 @@ def payload(scans: Sequence[Scan]) -> tuple[list[dict[str, Any]], str]:
     pets = [[_pet(scan, pet) for pet in scan.pets] for scan in ready]
     for spacing in SPACINGS:
         shown = [{**_anatomy(scan, spacing), "pets": images} for scan, images in zip(ready, pets, strict=True)]
-        if _size(shown) <= BUDGET:
+        if _size(shown) <= room:
             return shown, ""
-    while shown and _size(shown) > BUDGET:
+    while shown and _size(shown) > room:
         shown.pop()
-    return shown, f"The viewer holds the first {len(shown)} of {len(ready)} sessions; open the files of the others."
+    return shown, f"The viewer holds {len(shown)} of {len(ready)} sessions; open the files of the others."
 
 
 def _anatomy(scan: Scan, spacing: float) -> dict[str, Any]:
