@@ -25,7 +25,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: env
 	$(BIN)/bids-petsynth-example $(DEMO)/bids
 	$(BIN)/bids-petsynth $(DEMO)/bids $(DEMO)/out participant --tracer AV45 FDG AV1451
-	@echo "Results: $(DEMO)/out (start with README, status.tsv and sub-*/pet)"
+	@echo "Results: $(DEMO)/out (start with sub-*.html, status.tsv and README)"
 
 test: env
 	$(BIN)/python -m pytest -m "not slow"

@@ -16,6 +16,7 @@ from bids_petsynth.anatomy.regions import all_regions, codes_of, region_index
 from bids_petsynth.anatomy.volume import Volume, read_t1w
 from bids_petsynth.bids.sidecars import Synthesis, pet_sidecar
 from bids_petsynth.bids.sink import Sink
+from bids_petsynth.clinical.limits import untold
 from bids_petsynth.clinical.variables import variables as clinical_variables
 from bids_petsynth.models.conditioning import used_variables
 from bids_petsynth.models.folder import Model
@@ -69,6 +70,17 @@ class SyntheticPET:
     def std(self) -> np.ndarray:
         """``(X, Y, Z)`` standard deviation over the draws; zero with a single one."""
         return self.draws.std(0, ddof=1) if len(self.draws) > 1 else np.zeros_like(self.draws[0])
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences on what is doubtful: values, labels, quantification, and what these values cannot tell."""
+        limit = untold(self.used, tracer_named(self.tracer).target_class)
+        return [
+            *([limit] if limit else []),
+            *self.record.warnings,
+            *self.anatomy.warnings,
+            *self.quantification.notes,
+        ]
 
     def save(self, folder: Path | str) -> list[Path]:
         """Write mean, standard deviation and the table of regions into a folder, with sidecars."""
@@ -189,8 +201,17 @@ def summarise(
 ) -> SyntheticPET:
     """Draws in SUVR with what is read off them and how they were made."""
     spec = tracer_named(tracer)
+    synthesis = synthesis_of(model, seed, len(draws))
+    result = quantify(draws, anatomy.labels, anatomy.grid, spec)
+    used = used_variables(record, model.recipe.conditioning.variables)
+    moved = sensitivity(Generator(model), anatomy, record, spec.name, seed) if model.regional is not None else ()
+    return SyntheticPET(label, spec.name, draws, anatomy, record, result, synthesis, used, moved)
+
+
+def synthesis_of(model: Model, seed: int, n_draws: int) -> Synthesis:
+    """How a model makes PET, as sidecars tell it."""
     process = model.recipe.process
-    synthesis = Synthesis(
+    return Synthesis(
         model=model.recipe.name,
         version=model.version,
         weights_sha256=model.weights_sha256,
@@ -199,12 +220,10 @@ def summarise(
         steps=process.steps,
         guidance=process.guidance,
         seed=seed,
-        n_draws=len(draws),
+        n_draws=n_draws,
+        process=process.kind,
+        space=model.recipe.space.kind,
     )
-    result = quantify(draws, anatomy.labels, anatomy.grid, spec)
-    used = used_variables(record, model.recipe.conditioning.variables)
-    moved = sensitivity(Generator(model), anatomy, record, spec.name, seed) if model.regional is not None else ()
-    return SyntheticPET(label, spec.name, draws, anatomy, record, result, synthesis, used, moved)
 
 
 def sensitivity(

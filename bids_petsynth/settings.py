@@ -32,6 +32,8 @@ class Settings:
         Draws per scan.
     work_dir
         Folder in which intermediate files lie while a run lasts; None is the system's temporary one.
+    command
+        The command line, for sidecars and reports; nothing depends on it.
     """
 
     bids_dir: Path
@@ -50,6 +52,7 @@ class Settings:
     omp_nthreads: int = 1
     work_dir: Path | None = None
     stop_on_first_crash: bool = False
+    command: str = ""
 
     def __post_init__(self) -> None:
         # workers change their folder, and links may lead to the same place under two names: paths are made full once

@@ -33,6 +33,7 @@ _IGNORED = (
     "*_morph.*",
     "*_measures.*",
     "*_suvr.*",
+    "*_sensitivity.*",
     "*_xfm.*",
     "group_*",
     "status.tsv",
@@ -155,14 +156,14 @@ def status_note(out_dir: Path, case: Case, tracer: str | None, forget: bool = Fa
 
 def write_status(out_dir: Path) -> Path:
     """Rebuild status.tsv from the notes of all runs so far."""
-    return _until_stable(
-        Path(out_dir) / output_path("status"), lambda: tsv_text(_status_rows(Path(out_dir)), STATUS_COLUMNS)
-    )
+    return until_stable(Path(out_dir) / output_path("status"), lambda: tsv_text(status_notes(out_dir), STATUS_COLUMNS))
 
 
-def _status_rows(out_dir: Path) -> list[dict[str, Any]]:
+def status_notes(out_dir: Path, participant: str | None = None) -> list[dict[str, Any]]:
+    """The notes of ``record_status``, of one participant or of all, by the columns of status.tsv."""
     rows = []
-    for path in sorted((out_dir / _RECORDS).glob("*.json")):
+    patterns = ("*.json",) if participant is None else (f"sub-{participant}.json", f"sub-{participant}_*.json")
+    for path in sorted(p for pattern in patterns for p in (Path(out_dir) / _RECORDS).glob(pattern)):
         try:
             rows.append(read_json(path))
         except ValueError:  # replaced or removed this moment by another process, which rebuilds the table in its turn
@@ -172,7 +173,7 @@ def _status_rows(out_dir: Path) -> list[dict[str, Any]]:
 
 def write_cohort(out_dir: Path) -> Path:
     """Rebuild the cohort table: per participant, session and tracer a row with its measures and regional SUVR."""
-    return _until_stable(Path(out_dir) / output_path("group_regions"), lambda: _cohort_text(Path(out_dir)))
+    return until_stable(Path(out_dir) / output_path("group_regions"), lambda: _cohort_text(Path(out_dir)))
 
 
 def _cohort_text(out_dir: Path) -> str:
@@ -195,7 +196,7 @@ def _cohort_text(out_dir: Path) -> str:
     return tsv_text(rows, None if rows else ("participant_id", "session_id", "tracer"))
 
 
-def _until_stable(path: Path, build: Callable[[], str]) -> Path:
+def until_stable(path: Path, build: Callable[[], str]) -> Path:
     """Write what ``build`` returns until it returns what was written."""
     text = build()
     while True:
@@ -222,7 +223,9 @@ pet/    mean and standard deviation over the model's draws in SUVR; space-T1w_re
         *_measures.tsv  target SUVR, Centiloid (approximate), probability of positivity
         *.json          sources, model, settings, and which clinical variables were used
 
+sub-*.html                         report of each participant: start here
 group_desc-synthMean_regions.tsv   regional SUVR of all participants
 status.tsv                         who is done, who failed and why
 descriptions.tsv                   what each desc label means
+logs/CITATION.md, .bib             methods text for a paper, and the works that it cites
 """

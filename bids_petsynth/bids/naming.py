@@ -29,9 +29,12 @@ PATTERNS: dict[str, str] = {
     "regions_std": "{folder}/pet/{label}_trc-{tracer}_desc-synthStd_seg-petsynth_tacs.tsv",
     "suvr": "{folder}/pet/{label}_trc-{tracer}_desc-synthMean_suvr.tsv",
     "measures": "{folder}/pet/{label}_trc-{tracer}_desc-synthMean_measures.tsv",
+    "sensitivity": "{folder}/pet/{label}_trc-{tracer}_desc-synthMean_sensitivity.tsv",
     # for people
-    "report": "{label}.html",
+    "report": "sub-{participant}.html",
     "figure": "sub-{participant}/figures/{label}_desc-{desc}_{suffix}.{extension}",
+    "pet_figure": "sub-{participant}/figures/{label}_trc-{tracer}_desc-{desc}_pet.{extension}",
+    "citation": "logs/CITATION.{extension}",
     "group_regions": "group_desc-synthMean_regions.tsv",
     "status": "status.tsv",
     # raw data, written by the simulation only
@@ -41,7 +44,7 @@ PATTERNS: dict[str, str] = {
 
 DEFAULTS: dict[str, str | int] = {"space": "T1w", "res": 2, "rec": "sim", "extension": "txt"}
 
-_EXTENSION = re.compile(r"\.(nii\.gz|nii|tsv|json|txt|h5|svg|html)$")
+_EXTENSION = re.compile(r"\.(nii\.gz|nii|tsv|json|txt|h5|svg|jpg|html)$")
 
 
 def output_path(kind: str, case: Case | None = None, **entities: str | int) -> Path:

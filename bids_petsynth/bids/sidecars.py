@@ -5,8 +5,10 @@ Sidecars say which clinical variables were used and their status, never their va
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from bids_petsynth.types import Case, ClinicalRecord
 class Synthesis:
     """How the PET was made: the model (name, version, SHA-256 of its weights), its sampler and the settings of the run.
 
-    ``demonstration`` marks a model that was trained on simulated PET.
+    ``demonstration`` marks a model that was trained on simulated PET; ``process`` and ``space`` are the recipe's kinds
+    (``rectified-flow``, ``codec`` …).
     """
 
     model: str
@@ -29,6 +32,8 @@ class Synthesis:
     guidance: float
     seed: int
     n_draws: int
+    process: str = ""
+    space: str = ""
 
 
 _KINDS = {
@@ -54,6 +59,27 @@ def bids_uri(path: Path, datasets: Mapping[str, Path]) -> str:
     return f"bids:{name}:{path.relative_to(root).as_posix()}"
 
 
+#: Packages whose versions decide what comes out.
+_SOFTWARE = (
+    "bids-petsynth",
+    "antspyx",
+    "monai",
+    "nibabel",
+    "nipype",
+    "numpy",
+    "pybids",
+    "scipy",
+    "templateflow",
+    "torch",
+)
+
+
+def run_metadata(command: str) -> dict[str, Any]:
+    """The command line (if there was one) and the versions of Python and of the packages that matter."""
+    software = {"python": platform.python_version(), **{name: version(name) for name in _SOFTWARE}}
+    return {**({"Command": command} if command else {}), "Software": software}
+
+
 def t1w_sidecar(case: Case, sources: Sequence[str]) -> dict[str, Any]:
     """For ``desc-preproc_T1w``."""
     notes = {"Notes": list(case.notes)} if case.notes else {}
@@ -71,15 +97,25 @@ def mask_sidecar(sources: Sequence[str]) -> dict[str, Any]:
 
 
 def dseg_sidecar(
-    sources: Sequence[str], quality: Mapping[str, float] | None = None, warnings: Sequence[str] = ()
+    sources: Sequence[str],
+    quality: Mapping[str, float] | None = None,
+    warnings: Sequence[str] = (),
+    *,
+    bias_correction: str = "",
+    run: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """For ``dseg``: with the figures of the anatomy's quality and what is doubtful about it."""
+    """For ``dseg``: with the figures of the anatomy's quality and what is doubtful about it.
+
+    ``bias_correction`` says by what the T1w was corrected; ``run`` is what :func:`run_metadata` returns.
+    """
     return {
         "Description": "Regions labelled by the built-in network; names of the codes in the TSV beside",
         "Manual": False,
         "Sources": list(sources),
+        **({"BiasCorrection": bias_correction} if bias_correction else {}),
         **({"Quality": dict(quality)} if quality else {}),
         **({"Warnings": list(warnings)} if warnings else {}),
+        **(run or {}),
     }
 
 
@@ -107,6 +143,7 @@ def pet_sidecar(
     draw: int | None = None,
     record_values: bool = False,
     warnings: Sequence[str] = (),
+    run: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """For a synthetic PET image.
 
@@ -131,6 +168,8 @@ def pet_sidecar(
         Size of a voxel in mm.
     warnings
         Sentences on what is doubtful about this result.
+    run
+        What :func:`run_metadata` returns.
     """
     return {
         "Description": f"SYNTHETIC {tracer} PET, not measured: {_KINDS[kind].format(n=synthesis.n_draws)}"
@@ -147,6 +186,7 @@ def pet_sidecar(
         **({"Draw": draw} if draw is not None else {}),
         **({"Notes": list(case.notes)} if case.notes else {}),
         **({"Warnings": list(warnings)} if warnings else {}),
+        **(run or {}),
     }
 
 
@@ -184,7 +224,13 @@ def synthesis_metadata(
             entry |= {"Value": value.value, "Note": value.note}
         variables[name] = entry
     return {
-        "Model": {"Name": synthesis.model, "Version": synthesis.version, "WeightsSHA256": synthesis.weights_sha256},
+        "Model": {
+            "Name": synthesis.model,
+            "Version": synthesis.version,
+            "WeightsSHA256": synthesis.weights_sha256,
+            "Process": synthesis.process,
+            "Space": synthesis.space,
+        },
         "DemonstrationModel": synthesis.demonstration,
         "Sampler": {
             "Name": synthesis.sampler,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = import_module(f"bids_petsynth.cli.{level}")
     try:
         arguments = module.parser().parse_args(argv if len(argv) > 1 and argv[0] != level else [*argv[1:]])
+        arguments.command = shlex.join(["bids-petsynth", *argv])
         return module.run(arguments)
     except UsageError as error:
         print(f"bids-petsynth: {error}", file=sys.stderr)

@@ -69,6 +69,14 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--stop-on-first-crash", action="store_true", help="do not go on after a participant has failed")
     out.add_argument(
+        "--reports-only", action="store_true", help="make the reports again from the output folder, and end"
+    )
+    out.add_argument(
+        "--boilerplate-only",
+        action="store_true",
+        help="write the methods text of such a run with its citations into logs/, and end",
+    )
+    out.add_argument(
         "--skip-bids-validation",
         action="store_true",
         help="accepted for other BIDS Apps' sake: nothing is validated here",
@@ -104,6 +112,7 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
         omp_nthreads=threads_of(arguments),
         work_dir=arguments.work_dir,
         stop_on_first_crash=arguments.stop_on_first_crash,
+        command=arguments.command,
     )
 
 
@@ -122,6 +131,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Do it; 0 if every participant is done, 1 if one failed."""
     settings = settings_from(arguments)
     set_up(settings.omp_nthreads, arguments.verbose)
+    if arguments.reports_only:
+        return _reports_only(arguments.participant_label, settings)
+    if arguments.boilerplate_only:
+        return _boilerplate_only(settings)
     cases = find_requested(arguments, settings.bids_dir, settings.derivatives)
     if arguments.write_mapping:
         return _write_mapping(arguments.write_mapping, cases, settings)
@@ -146,7 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
         outcomes = run_cases(cases, settings, progress.outcome)
     failed = [o for o in outcomes if o.status == FAILED]
     done = len(outcomes) - len(failed)
-    print(f"{done} of {len(outcomes)} scans and tracers done; results in {settings.out_dir}.")
+    print(f"{done} of {len(outcomes)} scans and tracers done; results in {settings.out_dir} (start with sub-*.html).")
     if failed:
         print(f"{len(failed)} failed; the reasons are above and in {settings.out_dir / 'status.tsv'}.")
     return 1 if failed else 0
@@ -169,6 +182,40 @@ def _check(settings: Settings) -> None:
         if not space.is_native:
             for resolution in (REGISTERED_AT, space.resolution):
                 find_template(space.name, resolution)
+
+
+def _reports_only(labels: list[str] | None, settings: Settings) -> int:
+    """Make the reports of these participants (all that the output folder knows, if None) and the methods text anew."""
+    from bids_petsynth.reports.content import participants_of
+    from bids_petsynth.workflows import steps
+
+    known = participants_of(settings.out_dir)
+    wanted = known if labels is None else [label.removeprefix("sub-") for label in labels]
+    if strangers := [label for label in wanted if label not in known]:
+        raise UsageError(
+            f"{settings.out_dir} has no results of sub-{', sub-'.join(strangers)}; run without --reports-only."
+        )
+    if not known:
+        raise UsageError(f"{settings.out_dir} has no results to report on; run without --reports-only.")
+    failures = [failure for label in wanted if (failure := steps.report(settings, label))]
+    steps.citation(settings.out_dir)
+    print(f"{len(wanted) - len(failures)} of {len(wanted)} reports made in {settings.out_dir}.")
+    return 1 if failures else 0
+
+
+def _boilerplate_only(settings: Settings) -> int:
+    """Write the methods text that a run with these settings calls for."""
+    from bids_petsynth.bids.sink import check_writable
+    from bids_petsynth.models.synthesizer import check_tracer
+    from bids_petsynth.workflows import steps
+
+    recipe = steps.description_of(settings.model).recipe
+    for tracer in settings.tracers:
+        check_tracer(recipe, tracer)
+    check_writable(settings.out_dir)
+    steps.planned_citation(settings)
+    print(f"Methods text and citations written to {settings.out_dir / 'logs'}.")
+    return 0
 
 
 def _write_mapping(path: Path, cases: list, settings: Settings) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,12 +102,18 @@ def _shards(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     return shards
 
 
-def save_model(model: Model, folder: Path) -> None:
-    """Write the folder; ``model.json`` comes last, so that a folder without it is known to be incomplete."""
+def save_model(model: Model, folder: Path, ranges: Sequence[Mapping[str, str | float]] = ()) -> None:
+    """Write the folder; ``model.json`` comes last, so that a folder without it is known to be incomplete.
+
+    Parameters
+    ----------
+    ranges
+        Rows of ``regions.tsv``, see :func:`training_ranges`.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (folder / "model.json", *folder.glob("weights-*.safetensors")):
+    for old in (folder / "model.json", folder / "regions.tsv", *folder.glob("weights-*.safetensors")):
         old.unlink(missing_ok=True)
     for number, shard in enumerate(_shards(_tensors(model)), 1):
         path = folder / f"weights-{number:05d}.safetensors"
@@ -116,7 +123,13 @@ def save_model(model: Model, folder: Path) -> None:
     (folder / "MODEL_CARD.md").write_text(model.card, encoding="utf-8")
     calibration = json.dumps({"spread": dict(model.spread)}, indent=2)
     (folder / "calibration.json").write_text(calibration + "\n", encoding="utf-8")
-    names = ["recipe.toml", "MODEL_CARD.md", "calibration.json", *sorted(p.name for p in folder.glob("weights-*"))]
+    if ranges:
+        with (folder / "regions.tsv").open("w", newline="", encoding="utf-8") as file:
+            out = csv.DictWriter(file, list(ranges[0]), delimiter="\t", lineterminator="\n")
+            out.writeheader()
+            out.writerows(ranges)
+    names = ["recipe.toml", "MODEL_CARD.md", "calibration.json", *(["regions.tsv"] if ranges else [])]
+    names += sorted(p.name for p in folder.glob("weights-*"))
     about = {
         "format": FORMAT,
         "name": model.recipe.name,
@@ -175,6 +188,36 @@ def _verified(folder: Path) -> dict:
         if _sha256(path) != expected:
             raise ModelError(f"{path} is damaged or was changed (its checksum differs); copy the model folder again.")
     return about
+
+
+def training_ranges(folder: Path, weights_sha256: str) -> dict[str, dict[str, dict[str, str]]]:
+    """Regional SUVR over the people that a model was trained on, from the optional ``regions.tsv`` of its folder.
+
+    Parameters
+    ----------
+    folder
+        The model folder.
+    weights_sha256
+        Of the model whose ranges are asked for: another model's would mislead.
+
+    Returns
+    -------
+    By tracer and region name the row's ``mean``, ``sd``, ``p05`` and ``p95`` as text; empty if the folder holds
+    another model or no such table.
+
+    Raises
+    ------
+    ModelError
+        If the folder is incomplete or damaged.
+    """
+    about = _verified(Path(folder))
+    if _weights_sum(about["sha256"]) != weights_sha256 or "regions.tsv" not in about["sha256"]:
+        return {}
+    ranges: dict[str, dict[str, dict[str, str]]] = {}
+    with (Path(folder) / "regions.tsv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            ranges.setdefault(row["tracer"], {})[row["name"]] = row
+    return ranges
 
 
 def _load_weights(folder: Path, files: list[str], model: Model) -> None:

@@ -116,11 +116,32 @@ class WritePET(SimpleInterface):
             draws = np.load(self.inputs.draws_file, allow_pickle=False)
             record = steps.record_of(case, settings)
             steps.outputs(case, head, draws, record, tracer, settings, self.inputs.input_hash, self.inputs.warps)
-            warnings.extend((*record.warnings, *head.warnings))
+            limit = steps.limit_of(record, [tracer], settings)
+            warnings.extend((*([limit] if limit else []), *record.warnings, *head.warnings))
 
         failure = self.inputs.failure or attempt(work, settings, f"{case.label}_trc-{tracer}")
         record_status(settings.out_dir, case, tracer, FAILED if failure else DONE, failure or " ".join(warnings))
         self._results["failure"] = failure
+        return runtime
+
+
+class _ReportInput(_CaseSpec):
+    after = traits.List(traits.Str, mandatory=True, desc="what went wrong in the nodes that write the outputs")
+
+
+class _ReportOutput(TraitedSpec):
+    failure = traits.Str(desc="why the report could not be made, empty if it was")
+
+
+class WriteReport(SimpleInterface):
+    """The participant's report from the files in the output folder, whether its scans are done or failed."""
+
+    input_spec = _ReportInput
+    output_spec = _ReportOutput
+
+    def _run_interface(self, runtime):
+        case, settings = self.inputs.case, self.inputs.settings
+        self._results["failure"] = steps.report(settings, case.participant)
         return runtime
 
 

@@ -18,11 +18,13 @@ from bids_petsynth.bids.sidecars import (
     mask_sidecar,
     pet_sidecar,
     probseg_sidecar,
+    run_metadata,
     t1w_sidecar,
     table_sidecar,
 )
 from bids_petsynth.bids.sink import Sink
 from bids_petsynth.pet.quantification import suvr_rows, tacs_rows
+from bids_petsynth.pet.tracers import CentiloidEquation, default_cutoff
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.settings import Settings, Space
 from bids_petsynth.types import Case
@@ -69,7 +71,13 @@ def write_anatomy(sink: Sink, case: Case, head: Head, settings: Settings) -> Non
     ]
     sink.save_tsv(output_path("dseg_table", case), names)
     anatomy = head.anatomy
-    sidecar = dseg_sidecar(sources, anatomy.quality, anatomy.warnings)
+    sidecar = dseg_sidecar(
+        sources,
+        anatomy.quality,
+        anatomy.warnings,
+        bias_correction=bias_correction("preproc_t1w" in case.derivatives),
+        run=run_metadata(settings.command),
+    )
     sink.save_image(output_path(ANATOMY_KEY, case), head.labels, affine, sidecar)
 
 
@@ -104,7 +112,8 @@ def write_pet(
             used=pet.used,
             draw=draw,
             record_values=settings.record_values,
-            warnings=[*pet.record.warnings, *pet.anatomy.warnings, *result.notes],
+            warnings=pet.warnings,
+            run=run_metadata(settings.command),
         )
 
     def place(kind: str, **entities: str | int) -> Path:
@@ -129,9 +138,32 @@ def write_pet(
     sink.save_tsv(place("regions"), tacs, sidecar=table)
     sink.save_tsv(place("regions_std"), [{**frame, **deviations}], sidecar=table)
     sink.save_tsv(place("suvr"), rows, sidecar=table)
-    sink.save_tsv(place("measures"), [measures(pet)], sidecar=table)
+    if pet.sensitivity:
+        sink.save_tsv(place("sensitivity"), pet.sensitivity, sidecar=table)
+    sink.save_tsv(place("measures"), [measures(pet)], sidecar={**table, **centiloid_metadata(result.equation)})
     sink.save_image(place("pet_std", res=res), pet.std, grid.affine, about("std"))
     sink.save_image(place(PET_KEY, res=res), pet.mean, grid.affine, about("mean"))
+
+
+def bias_correction(given: bool) -> str:
+    """By what the T1w is bias-corrected: a preprocessed one is ``given``."""
+    return "by the preprocessed dataset" if given else "N4"
+
+
+def centiloid_metadata(equation: CentiloidEquation | None) -> dict[str, Any]:
+    """The equation and the cut-off behind Centiloid and probability; nothing for a tracer without equation."""
+    if equation is None:
+        return {}
+    cutoff = default_cutoff()
+    return {
+        "CentiloidEquation": {
+            "Pipeline": equation.pipeline,
+            "Slope": equation.slope,
+            "Intercept": equation.intercept,
+            "Source": equation.source,
+        },
+        "PositivityCutoff": {"Name": cutoff.name, "Centiloid": cutoff.centiloid, "Source": cutoff.source},
+    }
 
 
 def planned(case: Case, tracer: str, settings: Settings, res: int) -> list[Path]:

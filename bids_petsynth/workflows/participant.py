@@ -100,7 +100,7 @@ def init_participant_wf(job: Job, settings: Settings, on_gpu: bool = False):
 
     .. code-block:: text
 
-        anatomy ──> synthesis (a node per tracer) ──> outputs (a node per tracer)
+        anatomy ──> synthesis (a node per tracer) ──> outputs (a node per tracer) ──> report
 
     Parameters
     ----------
@@ -122,9 +122,10 @@ def init_participant_wf(job: Job, settings: Settings, on_gpu: bool = False):
     -------
     Files in the output folder; see ``workflows.outputs``.
     """
+    from nipype.interfaces.utility import Merge
     from nipype.pipeline import engine as pe
 
-    from bids_petsynth.workflows.interfaces import AnalyseHead, Synthesise, WritePET
+    from bids_petsynth.workflows.interfaces import AnalyseHead, Synthesise, WritePET, WriteReport
 
     workflow = pe.Workflow(name=job.name)
     common = {"case": job.case, "settings": settings}
@@ -140,8 +141,12 @@ def init_participant_wf(job: Job, settings: Settings, on_gpu: bool = False):
         name="anatomy",
         **resources,
     )
-    workflow.add_nodes([anatomy])
-    for tracer in job.tracers:
+    report = pe.Node(WriteReport(**common), name="report", n_procs=1, mem_gb=2)
+    done = pe.Node(Merge(len(job.parts)), name="done", run_without_submitting=True)
+    workflow.connect(done, "out", report, "after")
+    if not job.tracers:
+        workflow.connect(anatomy, "failure", done, "in1")
+    for number, tracer in enumerate(job.tracers, 1):
         synthesis = pe.Node(Synthesise(**common, tracer=tracer, use_gpu=on_gpu), f"synthesis_{tracer}", **resources)
         outputs = pe.Node(WritePET(**common, tracer=tracer, input_hash=job.pet_hash), f"outputs_{tracer}", **resources)
         workflow.connect(
@@ -149,6 +154,7 @@ def init_participant_wf(job: Job, settings: Settings, on_gpu: bool = False):
                 (anatomy, synthesis, [("head_file", "head_file"), ("failure", "failure")]),
                 (anatomy, outputs, [("head_file", "head_file"), ("warps", "warps")]),
                 (synthesis, outputs, [("draws_file", "draws_file"), ("failure", "failure")]),
+                (outputs, done, [("failure", f"in{number}")]),
             ]
         )
     return workflow
@@ -166,6 +172,7 @@ def run(cases: Sequence[Case], settings: Settings, told: Callable[[Outcome], Non
         Called with each outcome as soon as it is known.
     """
     outcomes: list[Outcome] = []
+    unreported: set[str] = set()
 
     def tell(case: Case, tracer: str | None, status: str, reason: str = "") -> None:
         outcomes.append(Outcome(case, tracer, status, reason))
@@ -173,6 +180,7 @@ def run(cases: Sequence[Case], settings: Settings, told: Callable[[Outcome], Non
 
     def fail(case: Case, tracer: str | None, reason: str) -> None:
         record_status(settings.out_dir, case, tracer, FAILED, reason)
+        unreported.add(case.participant)
         tell(case, tracer, FAILED, reason)
 
     def stop() -> bool:
@@ -185,6 +193,8 @@ def run(cases: Sequence[Case], settings: Settings, told: Callable[[Outcome], Non
         except InputError as error:
             fail(case, None, str(error))
             continue
+        if limit := steps.limit_of(job.record, job.tracers, settings):
+            log.warning("%s: %s", case.label, limit)
         for tracer in job.current:
             record_status(settings.out_dir, case, tracer, DONE, "up to date")
             tell(case, tracer, DONE, "up to date")
@@ -206,6 +216,9 @@ def run(cases: Sequence[Case], settings: Settings, told: Callable[[Outcome], Non
                     fail(job.case, part, f"{job.case.label}: {reason}")
     write_status(settings.out_dir)
     write_cohort(settings.out_dir)
+    for participant in sorted({case.participant for case in cases}):
+        steps.report_unless_there(settings, participant, anew=participant in unreported)
+    steps.citation(settings.out_dir)
     return outcomes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -12,17 +13,26 @@ import numpy as np
 
 from bids_petsynth.anatomy.segmentation import weights_path
 from bids_petsynth.anatomy.volume import read_t1w
-from bids_petsynth.api import Synthesizer, summarise
-from bids_petsynth.bids.sink import Sink, hash_file, hash_settings
+from bids_petsynth.api import Synthesizer, summarise, synthesis_of
+from bids_petsynth.bids.dataset import until_stable
+from bids_petsynth.bids.naming import output_path
+from bids_petsynth.bids.sidecars import run_metadata, synthesis_metadata
+from bids_petsynth.bids.sink import Sink, hash_file, hash_settings, write_bytes
 from bids_petsynth.bids.tables import dataset_rows
+from bids_petsynth.clinical.limits import untold
 from bids_petsynth.clinical.mapping import read_mapping
 from bids_petsynth.clinical.records import read_record
 from bids_petsynth.errors import InputError
+from bids_petsynth.models.conditioning import used_variables
 from bids_petsynth.models.folder import Model, load_model
 from bids_petsynth.models.synthesizer import built_in
+from bids_petsynth.pet.tracers import centiloid_equation
+from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.settings import Settings, Space
 from bids_petsynth.types import Anatomy, Case, ClinicalRecord
-from bids_petsynth.workflows.outputs import write_anatomy, write_pet
+from bids_petsynth.workflows.outputs import bias_correction, centiloid_metadata, write_anatomy, write_pet
+
+log = logging.getLogger("bids_petsynth")
 
 
 @lru_cache(maxsize=1)
@@ -143,3 +153,71 @@ def outputs(
             std, _ = into_template(pet.std, affine, space.name, space.resolution, files)
             templates[space] = (mean, std, where)
     write_pet(pet_sink(settings, input_hash, tracer), case, pet, settings, templates)
+
+
+def limit_of(record: ClinicalRecord, tracers: Sequence[str], settings: Settings) -> str:
+    """What a record cannot tell of amyloid or tau, in a sentence; nothing if there is no such tracer."""
+    used = used_variables(record, description_of(settings.model).recipe.conditioning.variables)
+    sentences = (untold(used, tracer_named(tracer).target_class) for tracer in tracers)
+    return " ".join(dict.fromkeys(filter(None, sentences)))
+
+
+def report(settings: Settings, participant: str) -> str:
+    """Write a participant's report; a sentence if that failed, which is also logged."""
+    from bids_petsynth.reports.participant import try_report
+
+    failure = try_report(settings.out_dir, participant, settings.model or built_in())
+    if failure:
+        log.warning("%s", failure)
+    return failure
+
+
+def report_unless_there(settings: Settings, participant: str, anew: bool) -> None:
+    """Write a participant's report where a run left none, or if it failed where no workflow could report it."""
+    path = settings.out_dir / output_path("report", Case(participant, None, None))
+    if anew or not path.is_file():
+        report(settings, participant)
+
+
+def citation(out_dir: Path) -> None:
+    """Write the methods text of all that stands in the output folder, and the works that it cites."""
+    from bids_petsynth.reports.boilerplate import methods
+    from bids_petsynth.reports.content import read_all
+
+    def text(part: str) -> str:
+        found = methods(read_all(out_dir))
+        return getattr(found, part) if found else ""
+
+    for part, extension in (("markdown", "md"), ("bibtex", "bib")):
+        if text(part):
+            until_stable(out_dir / output_path("citation", extension=extension), lambda part=part: text(part))
+
+
+def planned_citation(settings: Settings) -> None:
+    """Write the methods text of what a run with these settings would do."""
+    from bids_petsynth.reports.boilerplate import methods
+    from bids_petsynth.reports.content import Pet, Scan
+
+    model = description_of(settings.model)
+    run = run_metadata(settings.command)
+    known = [spec.name for spec in model.recipe.conditioning.variables]
+    about = synthesis_metadata(synthesis_of(model, settings.seed, settings.n_draws), ClinicalRecord({}), known)
+    spaces = [space.name for space in settings.spaces if not space.is_native]
+    case, nowhere = Case("planned", None, None), Path()
+    pets = [
+        Pet(
+            tracer=tracer_named(tracer),
+            mean=nowhere,
+            std=nowhere,
+            about={**about, **run},
+            regions=(),
+            measures={"target": tracer_named(tracer).default_target},
+            centiloid=centiloid_metadata(centiloid_equation(tracer)),
+            spaces=spaces,
+        )
+        for tracer in settings.tracers
+    ]
+    anatomy = {"BiasCorrection": bias_correction(bool(settings.derivatives)), **run}
+    found = methods([Scan(case, None, None, None, anatomy, pets, {})])
+    for part, extension in (("markdown", "md"), ("bibtex", "bib")):
+        write_bytes(settings.out_dir / output_path("citation", extension=extension), getattr(found, part).encode())

@@ -1,0 +1,290 @@
+"""The participant's report, on small made-up outputs written by the workflow's own writers."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser
+
+from bids_petsynth.anatomy.alignment import Alignment, template_grid
+from bids_petsynth.anatomy.head import Head
+from bids_petsynth.anatomy.regions import lookup
+from bids_petsynth.anatomy.volume import Volume
+from bids_petsynth.api import SyntheticPET, synthesis_of
+from bids_petsynth.bids.dataset import DONE, FAILED, record_status
+from bids_petsynth.bids.sink import Sink
+from bids_petsynth.cli.main import main
+from bids_petsynth.models.conditioning import used_variables
+from bids_petsynth.models.synthesizer import built_in
+from bids_petsynth.pet.quantification import normalise, quantify
+from bids_petsynth.pet.tracers import tracer as tracer_named
+from bids_petsynth.reports.boilerplate import bibliography, methods
+from bids_petsynth.reports.content import read_participant
+from bids_petsynth.reports.participant import LIMIT, write_report
+from bids_petsynth.settings import Settings
+from bids_petsynth.tables import read_table
+from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Value
+from bids_petsynth.workflows.outputs import write_anatomy, write_pet
+from bids_petsynth.workflows.steps import description_of
+
+EVIL = "<script>alert(1)</script>"
+REASON = f"sub-failed_T1w.nii.gz is cut off {EVIL}; copy it again."
+
+
+def head() -> Head:
+    """An egg of all regions, each a piece of a grid of cubes, with noise like a scan's."""
+    rng = np.random.default_rng(0)
+    grid = template_grid((48, 56, 48), 4.0)
+    places = np.indices(grid.shape).reshape(3, -1).T - np.array(grid.shape) / 2
+    inside = (((places / [18, 22, 17]) ** 2).sum(1) < 1).reshape(grid.shape)
+    codes = np.array([code for code, *_ in lookup()], np.uint8)
+    pieces = (np.indices(grid.shape) // 4 * np.array([31, 17, 7])[:, None, None, None]).sum(0) % len(codes)
+    labels = np.where(inside, codes[pieces], 0).astype(np.uint8)
+    t1w = (np.where(inside, 1.0, 0.3) + rng.normal(0, 0.05, grid.shape)).astype(np.float32)
+    empty = np.zeros((1, *grid.shape), np.float16)
+    anatomy = Anatomy(
+        t1w, labels, empty, grid, {"label_confidence": 0.7, "brain_volume": 800.0}, (f"Odd {EVIL} head.",)
+    )
+    tissues = {name: inside.astype(np.float32) for name in ("GM", "WM", "CSF")}
+    return Head(anatomy, Volume(t1w, grid.affine), labels, tissues, Alignment(np.eye(4), 1.0, 1.0))
+
+
+def write_scan(out: Path, case: Case, tracers: tuple[str, ...], values: dict[str, float], record_values=False) -> None:
+    """A scan as the workflow writes it."""
+    found = head()
+    settings = Settings(out.parent / "raw", out, tracers, record_values=record_values, command="bids-petsynth raw out")
+    write_anatomy(Sink(out), case, found, settings)
+    model, anatomy = description_of(None), found.anatomy
+    names = [spec.name for spec in model.recipe.conditioning.variables]
+    record = ClinicalRecord(
+        {
+            name: Value(name, values.get(name), "found" if name in values else "missing", f"participants.tsv, {EVIL}")
+            for name in names
+        }
+    )
+    for tracer in tracers:
+        spec = tracer_named(tracer)
+        draws = np.random.default_rng(1).uniform(0.8, 1.6, (3, *anatomy.grid.shape)).astype(np.float32)
+        draws = normalise(draws, anatomy.labels, anatomy.grid, spec)
+        result = quantify(draws, anatomy.labels, anatomy.grid, spec)
+        used = used_variables(record, model.recipe.conditioning.variables)
+        synthesis = synthesis_of(model, 5, 3)
+        pet = SyntheticPET(case.label, spec.name, draws, anatomy, record, result, synthesis, used)
+        write_pet(Sink(out), case, pet, settings, {})
+        record_status(out, case, tracer, DONE)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory) -> Path:
+    """Two sessions with two tracers, one scan with age alone, one failed participant; all with their reports."""
+    folder = tmp_path_factory.mktemp("reports")
+    out = folder / "out"
+    for session in ("1", "2"):
+        case = Case("many", session, folder / "raw" / "t1w.nii.gz", notes=("The first of two runs was taken.",))
+        write_scan(out, case, ("AV45", "FDG"), {"age": 71.25, "ptau217_lumipulse": 0.4125})
+    table = out / "sub-many/ses-1/pet/sub-many_ses-1_trc-AV45_desc-synthMean_sensitivity.tsv"
+    rows = [
+        f"{EVIL}\tfound\t\t0.3\t0.2",
+        "ptau217_lumipulse\tfound\tpg/mL\t0.1234\t0.2",
+        "age\tmissing\tyears\tn/a\t0.01",
+    ]
+    table.write_text("\n".join(["variable\tstatus\tunit\tchange\tper_sd", *rows]) + "\n")
+    write_scan(out, Case("alone", None, folder / "raw" / "t1w.nii.gz"), ("AV45",), {"age": 71.25}, record_values=True)
+    record_status(out, Case("failed", None, None), "AV45", FAILED, REASON)
+    for participant in ("many", "alone", "failed"):
+        write_report(out, participant, built_in())
+    return out
+
+
+class Page(HTMLParser):
+    """Attributes of all elements, and the text that is seen."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.seen, self._hidden = "", False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._hidden = tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self._hidden = False
+
+    def handle_data(self, data):
+        if not self._hidden:
+            self.seen += data
+
+
+@pytest.mark.parametrize("participant", ["many", "alone", "failed"])
+def test_one_small_file_that_needs_nothing_else_and_escapes_everything(out, participant):
+    path = out / f"sub-{participant}.html"
+    assert path.stat().st_size < LIMIT
+    page = Page(path)
+    scripts = [attributes for tag, attributes in page.elements if tag == "script"]
+    kinds = [attributes.get("type") for attributes in scripts]
+    assert kinds == (["application/json", "text/plain", None] if participant != "failed" else [None])
+    assert EVIL in page.seen
+    for tag, attributes in page.elements:
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+        for name in ("src", "href", "data", "action", "srcset"):
+            value = attributes.get(name) or ""
+            assert value.startswith(("data:", "#")) or not value, (tag, value[:80])
+        if tag == "img":
+            assert len(attributes["alt"]) > 40 and attributes["src"].startswith("data:image/")
+
+
+def test_first_screen_answers(out):
+    seen = Page(out / "sub-many.html").seen
+    first = seen[: seen.index("Interactive viewer", seen.index("Probability"))]
+    for text in (
+        "SYNTHETIC, not measured",
+        "Demonstration model",
+        "Session 1",
+        "Session 2",
+        "Odd <script>",
+        "first of two runs",
+    ):
+        assert text in first, text
+    row = next(iter(read_participant(out, "many")[0].pets)).measures
+    assert f"{float(row['target_suvr']):.2f}" in first and f"{float(row['centiloid_approximate']):.0f}" in first
+    assert f"{float(row['centiloid_low95']):.0f} to {float(row['centiloid_high95']):.0f}" in first
+    assert f"{float(row['probability_positive']):.0%}" in first
+    assert "cannot be told" not in first
+
+
+def test_sessions_tracers_and_what_each_value_did(out):
+    seen = Page(out / "sub-many.html").seen
+    for title in ("Session 1: AV45", "Session 1: FDG", "Session 2: AV45", "Session 2: FDG"):
+        assert title in seen
+    assert "+0.123" in seen and "was not computed in this run" in seen
+    figures = {path.name for path in (out / "sub-many" / "figures").iterdir()}
+    assert "sub-many_ses-1_trc-AV45_desc-sensitivity_pet.svg" in figures
+    assert "sub-many_ses-2_trc-AV45_desc-sensitivity_pet.svg" not in figures
+    assert "sub-many_ses-2_trc-FDG_desc-mosaic_pet.jpg" in figures
+    assert not any("FDG_desc-centiloid" in name for name in figures)
+
+
+def test_values_are_shown_only_if_they_were_recorded(out):
+    assert "71.25" in Page(out / "sub-alone.html").seen
+    text = (out / "sub-many.html").read_text()
+    assert "71.25" not in text and "0.4125" not in text
+
+
+def test_age_alone_cannot_tell_amyloid(out):
+    assert "Amyloid cannot be told from a T1w and age alone" in Page(out / "sub-alone.html").seen
+    sidecar = out / "sub-alone/pet/sub-alone_trc-AV45_space-T1w_res-2_desc-synthMean_pet.json"
+    written = next(sidecar.parent.glob("*Mean_pet.json"))
+    assert any("cannot be told" in text for text in json.loads(written.read_text())["Warnings"])
+
+
+def test_a_failed_participant_is_told_why(out):
+    seen = Page(out / "sub-failed.html").seen
+    assert REASON in seen and "No synthetic PET was made" in seen and "Interactive viewer" not in seen
+
+
+def test_what_failed_now_does_not_show_what_an_earlier_run_left(out, tmp_path):
+    shutil.copytree(out, tmp_path / "out")
+    record_status(tmp_path / "out", Case("alone", None, None), "AV45", FAILED, "It ran out of memory.")
+    path = write_report(tmp_path / "out", "alone", built_in())
+    seen = Page(path).seen
+    assert "It ran out of memory." in seen and "Centiloid" not in seen
+
+
+def test_reports_only_makes_the_same_without_touching_images(out, tmp_path, capsys):
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    (copy / "sub-alone.html").unlink()
+    shutil.rmtree(copy / "sub-alone" / "figures")
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.nii.gz")}
+    words = ["--reports-only", "--participant-label", "sub-alone"]
+    assert main([str(tmp_path / "no" / "bids"), str(copy), "participant", *words]) == 0
+    assert (copy / "sub-alone.html").read_bytes() == (out / "sub-alone.html").read_bytes()
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*.nii.gz")} == before
+    made = {p.name: p.read_bytes() for p in (copy / "sub-alone" / "figures").iterdir()}
+    assert made == {p.name: p.read_bytes() for p in (out / "sub-alone" / "figures").iterdir()}
+    text = (copy / "logs" / "CITATION.md").read_text()
+    assert "AV45 and FDG" in text and "random seed 5" in text
+    assert main([str(tmp_path), str(copy), "participant", "--reports-only", "--participant-label", "nobody"]) == 2
+    assert "sub-nobody" in capsys.readouterr().err
+
+
+def test_methods_name_only_what_ran(out, tmp_path, capsys):
+    text = methods(read_participant(out, "alone"))
+    assert text is not None
+    for part in (
+        "N4 [@tustison2010]",
+        "whole cerebellum",
+        "rectified flow [@liu2023]",
+        "3 draws",
+        "188.22",
+        "[@royse2021]",
+    ):
+        assert part in text.markdown, part
+    for part in ("SyN", "TemplateFlow", "MONAI", "pons", "FDG", "classifier-free", "preprocessed dataset"):
+        assert part not in text.markdown, part
+    cited = set(re.findall(r"@(\w+)", text.markdown))
+    assert cited == set(re.findall(r"^@\w+\{(\w+),", text.bibtex, re.MULTILINE))
+    assert {"klunk2015", "amadoru2020"} <= cited and not cited & {"ciric2022", "avants2008", "landau2011"}
+    words = [
+        "participant",
+        "--boilerplate-only",
+        "--tracer",
+        "FDG",
+        "--output-spaces",
+        "MNI152NLin2009cAsym",
+        "--n-draws",
+        "1",
+    ]
+    assert main([str(tmp_path), str(tmp_path / "new"), *words]) == 0
+    planned = (tmp_path / "new" / "logs" / "CITATION.md").read_text()
+    for part in ("1 draw was made", "the pons", "[@landau2011]", "SyN", "MNI152NLin2009cAsym"):
+        assert part in planned, part
+    assert "Centiloid" not in planned and "klunk2015" not in (tmp_path / "new" / "logs" / "CITATION.bib").read_text()
+    assert sorted(p.name for p in (tmp_path / "new").rglob("*") if p.is_file()) == ["CITATION.bib", "CITATION.md"]
+    capsys.readouterr()
+
+
+def test_every_cited_key_exists_and_every_tracer_can_be_shown():
+    keys = {row["key"] for row in read_table("citations.tsv")}
+    assert keys <= set(bibliography())
+    assert {row["tracer"] for row in read_table("tracer_display.tsv")} == {
+        row["name"] for row in read_table("tracers.tsv")
+    }
+    import matplotlib
+
+    for row in read_table("tracer_display.tsv"):
+        for column in ("planes", "overlay"):
+            # lightness must rise or fall evenly, so that every reader sees the same order
+            colours = matplotlib.colormaps[row[column]](np.linspace(0, 1, 64))[:, :3] @ [0.2126, 0.7152, 0.0722]
+            steps = np.diff(colours)
+            assert (steps > -0.005).all() or (steps < 0.005).all(), row[column]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("participant", ["many", "failed"])
+def test_chromium_shows_it_without_a_complaint(out, tmp_path, participant):
+    with Browser(tmp_path) as browser:
+        browser.open((out / f"sub-{participant}.html").as_uri())
+        assert browser.value("[...document.images].every(i => i.complete && i.naturalWidth > 100)")
+        assert browser.value("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        assert not browser.value("typeof alerted !== 'undefined'")
+        if participant == "many":
+            browser.value("document.getElementById('viewer-open').click()")
+            state = "document.getElementById('viewer-state').textContent"
+            browser.wait(f"document.body.dataset.viewer === 'ready' || {state}.startsWith('The viewer')")
+            assert browser.value(state).startswith("Click to move")
+            assert "AV45" in browser.value("document.getElementById('viewer-place').textContent")
+            browser.value(
+                "(() => { const t = document.getElementById('viewer-tracer'); t.value = 1;"
+                "t.dispatchEvent(new Event('change')); })()"
+            )
+            browser.wait("document.getElementById('viewer-place').textContent.includes('FDG')")
+        assert browser.messages == []
