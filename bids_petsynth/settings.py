@@ -32,6 +32,8 @@ class Settings:
         Draws per scan.
     work_dir
         Folder in which intermediate files lie while a run lasts; None is the system's temporary one.
+    memory_gb
+        Memory that all workers share; None is nine tenths of what this process may use.
     command
         The command line, for sidecars and reports; nothing depends on it.
     """
@@ -51,6 +53,7 @@ class Settings:
     nprocs: int = 1
     omp_nthreads: int = 1
     work_dir: Path | None = None
+    memory_gb: float | None = None
     stop_on_first_crash: bool = False
     command: str = ""
 

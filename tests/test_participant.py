@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bids_petsynth.cli.main import main
+from bids_petsynth.cli.participant import memory
 
 FULL = ("participant", "--n-draws", "3", "--save-draws", "--device", "cpu", "--random-seed", "3")
 TWO_WORKERS = ("--nprocs", "2", "--omp-nthreads", "1")
@@ -270,7 +271,8 @@ def test_trouble_in_participants_tsv_is_named(example, tmp_path, table, units, m
     ("words", "sentence"),
     [
         (["--tracer", "AV99"], "AV45"),
-        (["--tracer", "FBB"], "does not know the tracer FBB"),
+        (["--tracer", "PIB"], "does not know the tracer PIB"),
+        (["--mem", "lots"], "lots is no size such as 16G"),
         (["--device", "cuda:7"], "--gpus all"),
         (["--model", "/nowhere"], "no model folder /nowhere"),
         (["--output-spaces", "MNI:3mm"], "--output-spaces"),
@@ -284,6 +286,11 @@ def test_bad_arguments_end_at_once(example, tmp_path, capsys, words, sentence):
     said = capsys.readouterr().err
     assert sentence in said and "Traceback" not in said
     assert not (tmp_path / "out" / "status.tsv").exists()
+
+
+@pytest.mark.parametrize(("text", "gib"), [("16G", 16), ("12000MB", 11.71875), ("1.5 tib", 1536), ("8", 8)])
+def test_sizes_of_memory(text, gib):
+    assert memory(text) == gib
 
 
 def test_an_output_folder_that_cannot_be_written(example, tmp_path, capsys):

@@ -67,6 +67,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "-w", "--work-dir", type=Path, metavar="DIR", help="where intermediate files lie meanwhile (default: /tmp)"
     )
+    out.add_argument(
+        "--mem", type=memory, metavar="SIZE", help="memory for all workers, such as 16G (default: nine tenths of all)"
+    )
     out.add_argument("--stop-on-first-crash", action="store_true", help="do not go on after a participant has failed")
     out.add_argument(
         "--reports-only", action="store_true", help="make the reports again from the output folder, and end"
@@ -111,9 +114,18 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
         nprocs=arguments.nprocs,
         omp_nthreads=threads_of(arguments),
         work_dir=arguments.work_dir,
+        memory_gb=arguments.mem,
         stop_on_first_crash=arguments.stop_on_first_crash,
         command=arguments.command,
     )
+
+
+def memory(text: str) -> float:
+    """GiB from a number with the unit M, G or T (MB, GiB …, any case); a bare number counts as GB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not match or float(match.group(1)) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is no size such as 16G or 12000M")
+    return float(match.group(1)) * {"M": 2**-10, "G": 1.0, "T": 2.0**10}[match.group(2).upper() or "G"]
 
 
 def space_from(text: str) -> Space:

@@ -40,8 +40,13 @@ class Tissue:
 
 @dataclass(frozen=True)
 class Variation:
-    """How much heads and scans differ: standard deviations, lengths in mm, turns in degrees."""
+    """How much heads and scans differ: standard deviations, lengths in mm, turns in degrees.
 
+    ``size`` is an average head's relative to the template: MNI152 is larger than life (Lancaster et al., Hum Brain Mapp
+    2007;28:1194, find its brain longer and higher than individual ones).
+    """
+
+    size: float = 0.94
     warp_mm: float = 3.0
     warp_length_mm: float = 32.0
     scale: float = 0.03
@@ -179,7 +184,7 @@ def _smooth_field(shape: tuple[int, ...], length_mm: float, size: float, random:
 def _deformation(shape: tuple[int, ...], variation: Variation, random: np.random.Generator) -> np.ndarray:
     """Where each voxel of the new head looks in the template head, ``(3, X, Y, Z)`` in voxels."""
     turn = np.radians(random.normal(0, variation.turn_degrees, 3))
-    matrix = np.diag(np.exp(random.normal(0, variation.scale, 3)))
+    matrix = np.diag(np.exp(random.normal(0, variation.scale, 3)) / variation.size)
     for axis, angle in enumerate(turn):
         first, second = (index for index in range(3) if index != axis)
         rotation = np.eye(3)

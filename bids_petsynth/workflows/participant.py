@@ -261,14 +261,15 @@ def _run_batch(jobs: list[Job], settings: Settings, parallel: bool, tell: Callab
 
     arguments = {"status_callback": finished}
     if parallel:
-        share = {"n_procs": settings.nprocs, "memory_gb": memory_gb(), "raise_insufficient": False}
+        memory = settings.memory_gb or memory_gb()
+        share = {"n_procs": settings.nprocs, "memory_gb": memory, "raise_insufficient": False}
         plugin = Workers({**arguments, **share})
     else:
         plugin = LinearPlugin(plugin_args=arguments)
     on_gpu = choose_device(settings.device).startswith("cuda")
     workflow = pe.Workflow(name="petsynth", base_dir=str(base))
     workflow.add_nodes([init_participant_wf(job, settings, on_gpu) for job in jobs])
-    reason = "the worker ended without a result, most often because memory ran out; use fewer --nprocs or more memory."
+    reason = "the worker ended without a result, most often because memory ran out; use fewer --nprocs or less --mem."
     try:
         workflow.run(plugin=plugin)
     except RuntimeError as error:  # Nipype's summary of nodes that were lost
