@@ -50,12 +50,11 @@ def unfold(x: Tensor, factor: int) -> Tensor:
     return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(n, c, a * factor, b * factor, d * factor)
 
 
-def gaussian_kernel(size: int, sigma: float) -> Tensor:
-    """``(size, size, size)`` Gaussian with a sum of 1; ``sigma`` in voxels."""
-    x = torch.arange(size) - (size - 1) / 2
-    line = torch.exp(-0.5 * (x / sigma) ** 2)
-    cube = line[:, None, None] * line[:, None] * line
-    return cube / cube.sum()
+def blur_matrix(n: int, sigma: float) -> Tensor:
+    """Gaussian blur of ``n`` samples as an ``(n, n)`` matrix whose rows sum to 1; ``sigma`` in samples."""
+    x = torch.arange(n, dtype=torch.float32)
+    weight = torch.exp(-0.5 * ((x[:, None] - x) / sigma) ** 2)
+    return weight / weight.sum(1, keepdim=True)
 
 
 def _per_axis(x: Tensor, matrices: list[Tensor]) -> Tensor:

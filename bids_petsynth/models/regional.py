@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from bids_petsynth.models.codec import gaussian_kernel
+from bids_petsynth.models.codec import blur_matrix
 from bids_petsynth.models.conditioning import TRACER_SLOTS, RecordEmbedding
 from bids_petsynth.models.process import guided, heun, preconditioned, shifted_grid
 from bids_petsynth.models.recipe import RegionalSpec
@@ -59,9 +59,8 @@ class Painting:
         labels = labels.float()
         n, k, *self.shape = labels.shape
         self.labels = labels
-        kernel = gaussian_kernel(5, BLUR).to(labels.device)[None, None]
-        padded = F.pad(labels.reshape(n * k, 1, *self.shape), [2] * 6, mode="replicate")
-        self.maps = F.conv3d(padded, kernel).view(n, k, -1)
+        x, y, z = (blur_matrix(size, BLUR).to(labels.device) for size in self.shape)
+        self.maps = (x @ (y @ (labels @ z.T)).flatten(3)).view(n, k, -1)
         flat = labels.flatten(2)
         overlap = flat @ self.maps.transpose(1, 2) / (flat.sum(2, keepdim=True) + FLOOR)
         # a region that a head lacks has an empty row and column
