@@ -173,7 +173,7 @@ def test_sessions_tracers_and_what_each_value_did(out):
 
 
 def test_values_are_shown_only_if_they_were_recorded(out):
-    assert "71.25" in Page(out / "sub-alone.html").seen
+    assert "71.25 years" in Page(out / "sub-alone.html").seen
     text = (out / "sub-many.html").read_text()
     assert "71.25" not in text and "0.4125" not in text
 

@@ -156,7 +156,7 @@ def status_note(out_dir: Path, case: Case, tracer: str | None, forget: bool = Fa
 
 def write_status(out_dir: Path) -> Path:
     """Rebuild status.tsv from the notes of all runs so far."""
-    return until_stable(Path(out_dir) / output_path("status"), lambda: tsv_text(status_notes(out_dir), STATUS_COLUMNS))
+    return _until_stable(Path(out_dir) / output_path("status"), lambda: tsv_text(status_notes(out_dir), STATUS_COLUMNS))
 
 
 def status_notes(out_dir: Path, participant: str | None = None) -> list[dict[str, Any]]:
@@ -173,7 +173,7 @@ def status_notes(out_dir: Path, participant: str | None = None) -> list[dict[str
 
 def write_cohort(out_dir: Path) -> Path:
     """Rebuild the cohort table: per participant, session and tracer a row with its measures and regional SUVR."""
-    return until_stable(Path(out_dir) / output_path("group_regions"), lambda: _cohort_text(Path(out_dir)))
+    return _until_stable(Path(out_dir) / output_path("group_regions"), lambda: _cohort_text(Path(out_dir)))
 
 
 def _cohort_text(out_dir: Path) -> str:
@@ -196,7 +196,7 @@ def _cohort_text(out_dir: Path) -> str:
     return tsv_text(rows, None if rows else ("participant_id", "session_id", "tracer"))
 
 
-def until_stable(path: Path, build: Callable[[], str]) -> Path:
+def _until_stable(path: Path, build: Callable[[], str]) -> Path:
     """Write what ``build`` returns until it returns what was written."""
     text = build()
     while True:

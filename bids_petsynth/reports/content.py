@@ -110,8 +110,14 @@ class Scan:
 
     @property
     def run(self) -> Mapping[str, Any]:
-        """The sidecar that tells command and versions."""
+        """The sidecar that tells versions and inputs."""
         return self.pets[0].about if self.pets else self.about
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands that made what is there, every one once."""
+        abouts = (self.about, *(pet.about for pet in self.pets))
+        return list(dict.fromkeys(about["Command"] for about in abouts if "Command" in about))
 
 
 def read_participant(out_dir: Path, participant: str) -> list[Scan]:

@@ -8,13 +8,13 @@ from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bids_petsynth.anatomy.segmentation import weights_path
 from bids_petsynth.anatomy.volume import read_t1w
 from bids_petsynth.api import Synthesizer, summarise, synthesis_of
-from bids_petsynth.bids.dataset import until_stable
 from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sidecars import run_metadata, synthesis_metadata
 from bids_petsynth.bids.sink import Sink, hash_file, hash_settings, write_bytes
@@ -31,6 +31,9 @@ from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.settings import Settings, Space
 from bids_petsynth.types import Anatomy, Case, ClinicalRecord
 from bids_petsynth.workflows.outputs import bias_correction, centiloid_metadata, write_anatomy, write_pet
+
+if TYPE_CHECKING:
+    from bids_petsynth.reports.boilerplate import Methods
 
 log = logging.getLogger("bids_petsynth")
 
@@ -180,17 +183,22 @@ def report_unless_there(settings: Settings, participant: str, anew: bool) -> Non
 
 
 def citation(out_dir: Path) -> None:
-    """Write the methods text of all that stands in the output folder, and the works that it cites."""
+    """Write the methods text of all that stands in the output folder; again, if another process added to it meanwhile.
+
+    Nothing is written where no scan is done.
+    """
     from bids_petsynth.reports.boilerplate import methods
     from bids_petsynth.reports.content import read_all
 
-    def text(part: str) -> str:
-        found = methods(read_all(out_dir))
-        return getattr(found, part) if found else ""
+    written = None
+    while (found := methods(read_all(out_dir))) is not None and found != written:
+        _write_citation(out_dir, found)
+        written = found
 
-    for part, extension in (("markdown", "md"), ("bibtex", "bib")):
-        if text(part):
-            until_stable(out_dir / output_path("citation", extension=extension), lambda part=part: text(part))
+
+def _write_citation(out_dir: Path, found: Methods) -> None:
+    for text, extension in ((found.markdown, "md"), (found.bibtex, "bib")):
+        write_bytes(out_dir / output_path("citation", extension=extension), text.encode())
 
 
 def planned_citation(settings: Settings) -> None:
@@ -219,5 +227,4 @@ def planned_citation(settings: Settings) -> None:
     ]
     anatomy = {"BiasCorrection": bias_correction(bool(settings.derivatives)), **run}
     found = methods([Scan(case, None, None, None, anatomy, pets, {})])
-    for part, extension in (("markdown", "md"), ("bibtex", "bib")):
-        write_bytes(settings.out_dir / output_path("citation", extension=extension), getattr(found, part).encode())
+    _write_citation(settings.out_dir, found)
