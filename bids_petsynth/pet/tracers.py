@@ -63,8 +63,6 @@ class Tracer:
         Name of the composite that sums up a scan.
     display
         Window of figures and of evaluation, in SUVR (low, high).
-    colour_map
-        Matplotlib colour map of figures.
     source
         Where the figures come from.
     """
@@ -81,7 +79,6 @@ class Tracer:
     reference_tolerance: float
     default_target: str
     display: tuple[float, float]
-    colour_map: str
     source: str
 
     @property
@@ -133,7 +130,6 @@ def tracers() -> tuple[Tracer, ...]:
             reference_tolerance=float(row["reference_tolerance"]),
             default_target=row["default_target"],
             display=(float(row["display_low"]), float(row["display_high"])),
-            colour_map=row["colour_map"],
             source=row["source"],
         )
         for row in read_table("tracers.tsv")
