@@ -21,7 +21,7 @@ def small_recipe(space: dict | None = None):
     data["grid"]["shape"] = list(SHAPE)
     data["network"] |= {"channels": [8, 16], "groups": 4, "embedding": 16}
     if space is not None:
-        data["space"] = space
+        data |= {"space": space, "regional": None}
     return parse_recipe(recipe_text(type(recipe).model_validate(data)), "small")
 
 

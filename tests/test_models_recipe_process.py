@@ -107,6 +107,8 @@ def test_guidance_extrapolates_from_the_null():
 def test_built_in_recipe_round_trips():
     recipe = load_recipe("petsynth")
     assert parse_recipe(recipe_text(recipe), "text") == recipe
+    plain = recipe.model_copy(update={"regional": None})
+    assert parse_recipe(recipe_text(plain), "text") == plain
     assert recipe.latent_shape == (24, 28, 24) and recipe.latent_channels == 8 and recipe.ratio == 4
     assert recipe.label_pool == 2
     assert math.prod(recipe.latent_shape) * recipe.latent_channels == math.prod(recipe.grid.shape) / 8

@@ -230,4 +230,4 @@ def recipe_text(recipe: Recipe) -> str:
     """The recipe as TOML, every default written out."""
     import tomli_w
 
-    return tomli_w.dumps(recipe.model_dump(mode="json"))
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
