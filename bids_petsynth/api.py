@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import warnings
@@ -147,10 +148,16 @@ class Synthesizer:
         device = self.generator.device
         return analyse_head(t1w, who, tuple(grid.shape), grid.voxel_size, mask, corrected, device, seed)
 
-    def draw(self, anatomy: Anatomy, record: ClinicalRecord, tracer: str, n_draws: int, seed: int) -> np.ndarray:
-        """Draws ``(M, X, Y, Z)`` for an analysed head, in SUVR by the head's own reference region."""
+    def draw(
+        self, anatomy: Anatomy, record: ClinicalRecord, tracer: str, n_draws: int, seed: int, label: str
+    ) -> np.ndarray:
+        """Draws ``(M, X, Y, Z)`` for an analysed head, in SUVR by the head's own reference region.
+
+        The noise depends on the seed and on whose scan it is (``label``), so that people's draws are independent.
+        """
         spec = tracer_named(tracer)
-        draws = self.generator.draw(anatomy, record, spec.name, n_draws, seed)
+        own_seed = int.from_bytes(hashlib.sha256(f"{seed}:{label}".encode()).digest()[:6], "little")
+        draws = self.generator.draw(anatomy, record, spec.name, n_draws, own_seed)
         # each draw's reference region is 1, so widening around the mean leaves it 1
         return self.generator.calibrated(normalise(draws, anatomy.labels, anatomy.grid, spec), spec.name)
 
@@ -192,19 +199,25 @@ class Synthesizer:
         anatomy = self.analyse(volume, label, seed=seed).anatomy
         for sentence in (*known.warnings, *anatomy.warnings):
             warnings.warn(sentence, stacklevel=2)
-        draws = self.draw(anatomy, known, spec.name, n_draws, seed)
-        return summarise(anatomy, draws, known, spec.name, self.generator.model, seed, label)
+        draws = self.draw(anatomy, known, spec.name, n_draws, seed, label)
+        return summarise(anatomy, draws, known, spec.name, self.generator, seed, label)
 
 
 def summarise(
-    anatomy: Anatomy, draws: np.ndarray, record: ClinicalRecord, tracer: str, model: Model, seed: int, label: str
+    anatomy: Anatomy,
+    draws: np.ndarray,
+    record: ClinicalRecord,
+    tracer: str,
+    generator: Generator,
+    seed: int,
+    label: str,
 ) -> SyntheticPET:
     """Draws in SUVR with what is read off them and how they were made."""
-    spec = tracer_named(tracer)
+    spec, model = tracer_named(tracer), generator.model
     synthesis = synthesis_of(model, seed, len(draws))
     result = quantify(draws, anatomy.labels, anatomy.grid, spec)
     used = used_variables(record, model.recipe.conditioning.variables)
-    moved = sensitivity(Generator(model), anatomy, record, spec.name, seed) if model.regional is not None else ()
+    moved = sensitivity(generator, anatomy, record, spec.name, seed) if model.regional is not None else ()
     return SyntheticPET(label, spec.name, draws, anatomy, record, result, synthesis, used, moved)
 
 
@@ -221,7 +234,7 @@ def synthesis_of(model: Model, seed: int, n_draws: int) -> Synthesis:
         guidance=process.guidance,
         seed=seed,
         n_draws=n_draws,
-        process=process.kind,
+        process="regional flow, then image flow" if model.regional is not None else process.kind,
         space=model.recipe.space.kind,
     )
 
@@ -237,7 +250,8 @@ def sensitivity(
         For each variable that the model takes: its name, status and unit; ``change``, the target SUVR with its value
         minus without it; ``per_sd``, the change when its value (or the logarithm, as the recipe says) rises by one
         standard deviation of the training people. Both are None for a missing variable. All are means over the same
-        ``n`` draws of the regional flow, so that differences are not noise.
+        ``n`` draws of the regional flow, so that differences are not noise. They are rounded to .01: told exactly, they
+        would give the record's values away.
     """
     spec, model = tracer_named(tracer), generator.model
     variables = model.recipe.conditioning.variables
@@ -262,7 +276,7 @@ def sensitivity(
             value = known[name]
             more = value * math.exp(sd) if variable.transform == "log" else value + sd
             without = {other: v for other, v in known.items() if other != name}
-            row |= {"change": round(full - suvr(without), 4), "per_sd": round(suvr(known | {name: more}) - full, 4)}
+            row |= {"change": round(full - suvr(without), 2), "per_sd": round(suvr(known | {name: more}) - full, 2)}
         rows.append(row)
     return rows
 

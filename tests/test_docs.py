@@ -262,7 +262,7 @@ def test_every_json_key_is_documented():
     synthesis = sidecars.Synthesis("m", "1", "0" * 64, True, "heun", 5, 1.0, 0, 8)
     record = ClinicalRecord({"age": Value("age", 70.0, "found", "participants.tsv, column age", "note")})
     run = sidecars.run_metadata("a command")
-    from bids_petsynth.workflows.outputs import _FRAME, centiloid_metadata
+    from bids_petsynth.workflows.outputs import centiloid_metadata
 
     pet = sidecars.pet_sidecar(
         case,
@@ -285,7 +285,7 @@ def test_every_json_key_is_documented():
         sidecars.dseg_sidecar([], {"rotation": 1.0}, ["a warning"], bias_correction="N4", run=run),
         sidecars.probseg_sidecar("GM", []),
         pet,
-        sidecars.table_sidecar(_FRAME, "AV45", synthesis, record, []),
+        sidecars.table_sidecar({}, "AV45", synthesis, record, []),
         centiloid_metadata(centiloid_equation("AV45")),
         {"InputHash": "", "SettingsHash": ""},
     ]
@@ -301,7 +301,7 @@ def test_columns_of_tables():
     from bids_petsynth.pet.quantification import quantify, suvr_rows
     from bids_petsynth.pet.tracers import tracer
     from bids_petsynth.types import Anatomy, Grid
-    from bids_petsynth.workflows.outputs import _FRAME, measures
+    from bids_petsynth.workflows.outputs import columns_of, measures
 
     # one voxel of 100 ml for each region
     labels = np.array([code for code, *_ in lookup()], np.uint8).reshape(-1, 1, 1)
@@ -322,11 +322,13 @@ def test_columns_of_tables():
     for name, columns in {
         "*_suvr.tsv": list(suvr_rows(result)[0]),
         "*_measures.tsv": list(measures(pet)),
-        "*_tacs.tsv": list(_FRAME),
+        "*_tacs.tsv": list(columns_of("tacs")),
         "status.tsv": list(STATUS_COLUMNS),
         "*_sensitivity.tsv": list(moved[0]),
     }.items():
         assert [column for column in columns if column not in told[name]] == [], name
+        if name.startswith("*"):
+            assert list(columns_of(name[2:-4])) == columns, "the table's JSON describes its columns"
     assert f"({default_cutoff().centiloid:g})" in OUTPUTS
 
 

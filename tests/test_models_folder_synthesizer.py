@@ -90,6 +90,9 @@ def test_other_damage_gets_a_sentence_each(saved, tmp_path):
     edit(saved, format=99)
     with pytest.raises(ModelError, match="newer version.*update"):
         load_model(saved)
+    edit(saved, format=1)
+    with pytest.raises(ModelError, match="older version.*train it again"):
+        load_model(saved)
     (saved / "model.json").write_text("{")
     with pytest.raises(ModelError, match="not a JSON object"):
         load_model(saved)

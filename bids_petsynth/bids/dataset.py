@@ -159,11 +159,21 @@ def write_status(out_dir: Path) -> Path:
     return _until_stable(Path(out_dir) / output_path("status"), lambda: tsv_text(status_notes(out_dir), STATUS_COLUMNS))
 
 
+def _note_paths(out_dir: Path, participant: str | None) -> list[Path]:
+    """Files of the notes of one participant or of all."""
+    patterns = ("*.json",) if participant is None else (f"sub-{participant}.json", f"sub-{participant}_*.json")
+    return sorted(p for pattern in patterns for p in (Path(out_dir) / _RECORDS).glob(pattern))
+
+
+def newest_note(out_dir: Path, participant: str) -> float:
+    """When the last note on a participant was written (seconds since the epoch, 0 if there is none)."""
+    return max((path.stat().st_mtime for path in _note_paths(out_dir, participant)), default=0.0)
+
+
 def status_notes(out_dir: Path, participant: str | None = None) -> list[dict[str, Any]]:
     """The notes of ``record_status``, of one participant or of all, by the columns of status.tsv."""
     rows = []
-    patterns = ("*.json",) if participant is None else (f"sub-{participant}.json", f"sub-{participant}_*.json")
-    for path in sorted(p for pattern in patterns for p in (Path(out_dir) / _RECORDS).glob(pattern)):
+    for path in _note_paths(out_dir, participant):
         try:
             rows.append(read_json(path))
         except ValueError:  # replaced or removed this moment by another process, which rebuilds the table in its turn

@@ -65,7 +65,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add_running(out)
     out.add_argument(
-        "-w", "--work-dir", type=Path, metavar="DIR", help="where intermediate files lie meanwhile (default: /tmp)"
+        "-w",
+        "--work-dir",
+        type=Path,
+        metavar="DIR",
+        help="where intermediate files lie meanwhile (default: the system's temporary folder)",
     )
     out.add_argument(
         "--mem", type=memory, metavar="SIZE", help="memory for all workers, such as 16G (default: nine tenths of all)"
@@ -121,11 +125,14 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
 
 
 def memory(text: str) -> float:
-    """GiB from a number with the unit M, G or T (MB, GiB …, any case); a bare number counts as GB."""
+    """GiB from a number with the unit M, G or T (MB, GiB …, any case), a bare number counting as G; 4 at least."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not match or float(match.group(1)) == 0:
+    if not match:
         raise argparse.ArgumentTypeError(f"{text} is no size such as 16G or 12000M")
-    return float(match.group(1)) * {"M": 2**-10, "G": 1.0, "T": 2.0**10}[match.group(2).upper() or "G"]
+    size = float(match.group(1)) * {"M": 2**-10, "G": 1.0, "T": 2.0**10}[match.group(2).upper() or "G"]
+    if size < 4:
+        raise argparse.ArgumentTypeError(f"{text} is too little for one participant, which takes up to 4G")
+    return size
 
 
 def space_from(text: str) -> Space:

@@ -172,9 +172,14 @@ def _verified(folder: Path) -> dict:
     version = about.get("format")
     if not isinstance(version, int) or version < 1:
         raise ModelError(f"{folder}/model.json names no format version: the model is damaged; copy its folder again.")
+    if version < FORMAT:
+        raise ModelError(
+            f"The model {folder} was made by an older version of bids-petsynth (format {version}, this one reads "
+            f"{FORMAT}); train it again, or use that version."
+        )
     if version > FORMAT:
         raise ModelError(
-            f"The model {folder} was made by a newer version of bids-petsynth (format {version}, this one reads up to "
+            f"The model {folder} was made by a newer version of bids-petsynth (format {version}, this one reads "
             f"{FORMAT}); update bids-petsynth."
         )
     sums = about.get("sha256")

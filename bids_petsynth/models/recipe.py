@@ -179,6 +179,12 @@ class Recipe(_Part):
             )
         if self.regional and not (isinstance(self.space, CodecSpec) and "labels" in self.conditioning.images):
             raise ValueError('regional: painted regions need a codec and "labels" among conditioning.images; add them')
+        label_fold = self.ratio // self.label_pool
+        if self.ratio % self.label_pool or (self.regional and (self.label_pool < 2 or label_fold % self.fold)):
+            raise ValueError(
+                "space: labels pooled to half the latent's voxels do not fit its fold; choose cutoff and fold so that "
+                "fold / (2 · cutoff · voxel_size) is 4, 8 … with fold 2"
+            )
         if any(c % self.network.groups for c in self.network.channels):
             raise ValueError("network.channels: each must be a multiple of network.groups; change one of them")
         if len(set(self.tracers)) < len(self.tracers):

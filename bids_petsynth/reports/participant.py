@@ -14,6 +14,7 @@ from typing import Any
 from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sink import write_bytes
 from bids_petsynth.clinical.variables import variables
+from bids_petsynth.errors import ModelError
 from bids_petsynth.models.folder import training_ranges
 from bids_petsynth.pet.tracers import default_cutoff
 from bids_petsynth.reports import figures, viewer
@@ -192,7 +193,10 @@ def _parts(out_dir: Path, participant: str, scans: list[Scan], model: Path) -> d
 
 def _ranges(pet: Pet, model: Path) -> Mapping[str, Row]:
     """Regional ranges of the model's training people, if the folder still holds the model that was used."""
-    return training_ranges(model, pet.about["Model"]["WeightsSHA256"]).get(pet.tracer.name, {})
+    try:
+        return training_ranges(model, pet.about["Model"]["WeightsSHA256"]).get(pet.tracer.name, {})
+    except ModelError:
+        return {}
 
 
 def _result(scan: Scan, pet: Pet, gauge: Mapping[str, str] | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 from scipy import stats
 from torch import Generator, Tensor
 
-from bids_petsynth.anatomy.regions import lookup, regions
+from bids_petsynth.anatomy.regions import regions
 from bids_petsynth.devices import fast_autocast
 from bids_petsynth.errors import UsageError
 from bids_petsynth.models.autoencoder import build_space
@@ -35,8 +35,8 @@ from bids_petsynth.models.denoiser import Denoiser, Sources, parameters_in_milli
 from bids_petsynth.models.folder import Model, build_regional, save_model
 from bids_petsynth.models.process import flow_loss, interpolate, training_times
 from bids_petsynth.models.recipe import AutoencoderSpec, Recipe, load_recipe
-from bids_petsynth.models.regional import Condition, RegionalFlow, representative
-from bids_petsynth.models.synthesizer import Synthesizer
+from bids_petsynth.models.regional import Condition, representative
+from bids_petsynth.models.synthesizer import REGIONAL_DRAWS, Synthesizer
 from bids_petsynth.training.labelling import UNSEEN
 from bids_petsynth.training.loop import Loop, Loss, State, write_atomically
 from bids_petsynth.training.pairs import Heads, Pool, Record, SimulatedCase, draw_records, load_heads, simulate_case
@@ -151,7 +151,9 @@ def regional_spread(synthesizer: Synthesizer, people: RegionalPeople, n_draws: i
     out = {}
     for place, tracer in enumerate(synthesizer.tracers):
         drawn = [
-            representative(torch.from_numpy(synthesizer.regional_draws(record, tracer, 256, number)), n_draws).numpy()
+            representative(
+                torch.from_numpy(synthesizer.regional_draws(record, tracer, REGIONAL_DRAWS, number)), n_draws
+            ).numpy()
             for number, record in enumerate(people.records)
         ]
         out[tracer] = spread_factor(people.means[:, place, 1:].numpy(), np.stack(drawn)[:, :, 1:])
@@ -317,10 +319,12 @@ def train(
     figures, spread = evaluate(Synthesizer(trained, device), cases, 4, recipe.grid.voxel_size)
     if model.regional is not None:
         args = (unseen, recipe.tracers, recipe.grid.voxel_size, REGIONAL_CALIBRATION_PEOPLE, EVALUATION_SEED)
-        spread = regional_spread(Synthesizer(trained, device), simulate_regions(*args, workers()), recipe.n_draws)
+        spread = regional_spread(
+            Synthesizer(trained, device), simulate_regions(*args, workers()), max(2, recipe.n_draws)
+        )
     trained = replace(trained, spread=spread)
     card = model_card(trained, figures, loop.state.elapsed / 60, loop.state.step, unseen.names)
-    save_model(replace(trained, card=card), out / "model", region_ranges(model.regional, recipe.tracers))
+    save_model(replace(trained, card=card), out / "model")
     (out / "figures.json").write_text(json.dumps({"figures": figures, "spread": spread}, indent=2) + "\n")
 
 
@@ -339,19 +343,6 @@ def fit_regional(model: Model, heads: Heads, weights: Path, resume: bool) -> Non
     )
     print(f"regional flow on {spec.people} people: loss {loss:.3f}", flush=True)
     write_atomically(weights, lambda path: save_file(model.regional.state_dict(), path))
-
-
-def region_ranges(net: RegionalFlow | None, tracers: Sequence[str]) -> list[dict[str, str | float]]:
-    """Rows of the model's ``regions.tsv``: where nine of ten training people lie, taken as normally distributed."""
-    rows: list[dict[str, str | float]] = []
-    for tracer in tracers if net else ():
-        code = tracer_index(tracer)
-        for _, name, _, region in lookup():
-            if region.cut_from is None:
-                mean, sd = float(net.mean[code, region.index]), float(net.sd[code, region.index])
-                row = {"mean": mean, "sd": sd, "p05": mean - 1.645 * sd, "p95": mean + 1.645 * sd}
-                rows.append({"tracer": tracer, "name": name} | {k: round(v, 4) for k, v in row.items()})
-    return rows
 
 
 def workers() -> int:

@@ -84,7 +84,9 @@ class Synthesise(SimpleInterface):
 
         def work() -> None:
             head = load_head(Path(self.inputs.head_file))
-            np.save(path, steps.draws(head, steps.record_of(case, settings), tracer, settings), allow_pickle=False)
+            np.save(
+                path, steps.draws(case, head, steps.record_of(case, settings), tracer, settings), allow_pickle=False
+            )
 
         failure = self.inputs.failure or attempt(work, settings, f"{case.label}_trc-{tracer}")
         self._results.update(draws_file=str(path), failure=failure)

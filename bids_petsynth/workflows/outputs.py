@@ -27,6 +27,7 @@ from bids_petsynth.pet.quantification import suvr_rows, tacs_rows
 from bids_petsynth.pet.tracers import CentiloidEquation, default_cutoff
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.settings import Settings, Space
+from bids_petsynth.tables import read_table
 from bids_petsynth.types import Case
 
 #: Written last of the anatomical outputs: its sidecar says that all of them are there.
@@ -34,10 +35,14 @@ ANATOMY_KEY = "dseg"
 #: Written last of a tracer's outputs.
 PET_KEY = "pet_mean"
 
-_FRAME = {
-    "frame_start": {"Description": "Start of the tracer's usual window after injection", "Units": "s"},
-    "frame_end": {"Description": "End of the tracer's usual window after injection", "Units": "s"},
-}
+
+def columns_of(table: str) -> dict[str, dict[str, str]]:
+    """Description and units of a table's columns, from ``data/output_columns.tsv``."""
+    rows = (row for row in read_table("output_columns.tsv") if row["table"] == table)
+    return {
+        row["column"]: {"Description": row["description"]} | ({"Units": row["units"]} if row["units"] else {})
+        for row in rows
+    }
 
 
 def sources_of(case: Case, settings: Settings) -> list[str]:
@@ -132,15 +137,20 @@ def write_pet(
         sink.save_image(place("pet_std", **where), std, affine, about("std", space, _voxel(affine)), 4)
         sink.save_image(place("pet_mean", **where), mean, affine, about("mean", space, _voxel(affine)), 4)
     rows, tacs = suvr_rows(result), tacs_rows(result, spec)
-    frame = {name: tacs[0][name] for name in _FRAME}
+    frame = {name: tacs[0][name] for name in columns_of("tacs")}
     deviations = {row["name"]: row["sd"] for row in rows if row["index"] is not None}
-    table = table_sidecar(_FRAME, pet.tracer, pet.synthesis, pet.record, sources, pet.used, settings.record_values)
-    sink.save_tsv(place("regions"), tacs, sidecar=table)
-    sink.save_tsv(place("regions_std"), [{**frame, **deviations}], sidecar=table)
-    sink.save_tsv(place("suvr"), rows, sidecar=table)
+
+    def dictionary(table: str) -> dict[str, Any]:
+        made = (pet.tracer, pet.synthesis, pet.record, sources, pet.used, settings.record_values)
+        return table_sidecar(columns_of(table), *made)
+
+    sink.save_tsv(place("regions"), tacs, sidecar=dictionary("tacs"))
+    sink.save_tsv(place("regions_std"), [{**frame, **deviations}], sidecar=dictionary("tacs"))
+    sink.save_tsv(place("suvr"), rows, sidecar=dictionary("suvr"))
     if pet.sensitivity:
-        sink.save_tsv(place("sensitivity"), pet.sensitivity, sidecar=table)
-    sink.save_tsv(place("measures"), [measures(pet)], sidecar={**table, **centiloid_metadata(result.equation)})
+        sink.save_tsv(place("sensitivity"), pet.sensitivity, sidecar=dictionary("sensitivity"))
+    about_centiloid = centiloid_metadata(result.equation)
+    sink.save_tsv(place("measures"), [measures(pet)], sidecar={**dictionary("measures"), **about_centiloid})
     sink.save_image(place("pet_std", res=res), pet.std, grid.affine, about("std"))
     sink.save_image(place(PET_KEY, res=res), pet.mean, grid.affine, about("mean"))
 
@@ -175,7 +185,7 @@ def planned(case: Case, tracer: str, settings: Settings, res: int) -> list[Path]
         if not space.is_native:
             where = {"space": space.name, "res": space.resolution}
             kinds += [("pet_mean", where), ("pet_std", where)]
-    kinds += [(name, {}) for name in ("suvr", "measures", "regions", "regions_std")]
+    kinds += [(name, {}) for name in ("suvr", "measures", "sensitivity", "regions", "regions_std")]
     return [output_path(kind, case, tracer=tracer, **entities) for kind, entities in kinds]
 
 

@@ -196,7 +196,9 @@ def run(cases: Sequence[Case], settings: Settings, told: Callable[[Outcome], Non
         if limit := steps.limit_of(job.record, job.tracers, settings):
             log.warning("%s: %s", case.label, limit)
         for tracer in job.current:
-            record_status(settings.out_dir, case, tracer, DONE, "up to date")
+            # what stands there keeps its warnings
+            if (status_note(settings.out_dir, case, tracer) or (FAILED,))[0] != DONE:
+                record_status(settings.out_dir, case, tracer, DONE, "up to date")
             tell(case, tracer, DONE, "up to date")
         if job.tracers or job.write_anatomy:
             jobs.append(job)

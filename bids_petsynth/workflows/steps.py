@@ -15,6 +15,7 @@ import numpy as np
 from bids_petsynth.anatomy.segmentation import weights_path
 from bids_petsynth.anatomy.volume import read_t1w
 from bids_petsynth.api import Synthesizer, summarise, synthesis_of
+from bids_petsynth.bids.dataset import newest_note
 from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sidecars import run_metadata, synthesis_metadata
 from bids_petsynth.bids.sink import Sink, hash_file, hash_settings, write_bytes
@@ -25,6 +26,7 @@ from bids_petsynth.clinical.records import read_record
 from bids_petsynth.errors import InputError
 from bids_petsynth.models.conditioning import used_variables
 from bids_petsynth.models.folder import Model, load_model
+from bids_petsynth.models.synthesizer import Synthesizer as Generator
 from bids_petsynth.models.synthesizer import built_in
 from bids_petsynth.pet.tracers import centiloid_equation
 from bids_petsynth.pet.tracers import tracer as tracer_named
@@ -126,10 +128,10 @@ def warps(head: Anatomy, settings: Settings, folder: Path) -> dict[str, list[str
     return {name: list(register(head, name, folder, settings.seed)) for name in sorted(names)}
 
 
-def draws(head: Anatomy, record: ClinicalRecord, tracer: str, settings: Settings) -> np.ndarray:
+def draws(case: Case, head: Anatomy, record: ClinicalRecord, tracer: str, settings: Settings) -> np.ndarray:
     """Draws of one tracer in SUVR, ``(M, X, Y, Z)``."""
     model = model_of(settings.model, settings.device)
-    return model.draw(head, record, tracer, settings.n_draws, settings.seed)
+    return model.draw(head, record, tracer, settings.n_draws, settings.seed, case.label)
 
 
 def outputs(
@@ -145,8 +147,8 @@ def outputs(
     """Quantify and write one tracer's outputs, in every output space."""
     from bids_petsynth.anatomy.normalisation import into_template
 
-    model = description_of(settings.model)
-    pet = summarise(head, volumes, record, tracer, model, settings.seed, case.label)
+    generator = Generator(description_of(settings.model))
+    pet = summarise(head, volumes, record, tracer, generator, settings.seed, case.label)
     affine = head.grid.affine
     templates: dict[Space, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     for space in settings.spaces:
@@ -176,9 +178,9 @@ def report(settings: Settings, participant: str) -> str:
 
 
 def report_unless_there(settings: Settings, participant: str, anew: bool) -> None:
-    """Write a participant's report where a run left none, or if it failed where no workflow could report it."""
+    """Write a participant's report where a run left none or an older one, or if no workflow could report a failure."""
     path = settings.out_dir / output_path("report", Case(participant, None, None))
-    if anew or not path.is_file():
+    if anew or not path.is_file() or path.stat().st_mtime < newest_note(settings.out_dir, participant):
         report(settings, participant)
 
 
