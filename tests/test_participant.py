@@ -272,7 +272,6 @@ def test_trouble_in_participants_tsv_is_named(example, tmp_path, table, units, m
     [
         (["--tracer", "AV99"], "AV45"),
         (["--tracer", "PIB"], "does not know the tracer PIB"),
-        (["--mem", "lots"], "lots is no size such as 16G"),
         (["--device", "cuda:7"], "--gpus all"),
         (["--model", "/nowhere"], "no model folder /nowhere"),
         (["--output-spaces", "MNI:3mm"], "--output-spaces"),
@@ -291,6 +290,15 @@ def test_bad_arguments_end_at_once(example, tmp_path, capsys, words, sentence):
 @pytest.mark.parametrize(("text", "gib"), [("16G", 16), ("12000MB", 11.71875), ("1.5 tib", 1536), ("8", 8)])
 def test_sizes_of_memory(text, gib):
     assert memory(text) == gib
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"), [("lots", "no size such as 16G"), ("3G", "too little for one participant")]
+)
+def test_sizes_that_are_none(example, tmp_path, capsys, text, sentence):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(example), str(tmp_path), "participant", "--mem", text])
+    assert sentence in capsys.readouterr().err
 
 
 def test_an_output_folder_that_cannot_be_written(example, tmp_path, capsys):
