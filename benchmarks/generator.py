@@ -60,10 +60,7 @@ def run_codec(arrays: Path) -> None:
 
 
 def run_profiles(arrays: Path, picture: Path | None) -> None:
-    """Target SUVR and inner occipital white matter of synthetic AV45, a negative and a positive profile on each head.
-
-    The simulated scans of the same two people on their own heads stand beside it.
-    """
+    """Target SUVR and inner occipital white matter of synthetic AV45, a negative and a positive record on each head."""
     heads, model = unseen(arrays), Synthesizer.load()
     cases = evaluation_cases(heads, model.model.recipe, 2)
     index = region_index()

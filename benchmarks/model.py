@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from model_tables import EDGES, TABULAR_PEOPLE, VARIANTS, known_columns, print_tables, vector
 
-from bids_petsynth.anatomy.alignment import template_grid
+from bids_petsynth.anatomy.alignment import mean_t1w, template_grid
 from bids_petsynth.anatomy.regions import lookup, n_classes
 from bids_petsynth.anatomy.segmentation import sided_codes
 from bids_petsynth.clinical.variables import variables
@@ -36,7 +36,6 @@ from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.pet.quantification import normalise, region_means
 from bids_petsynth.pet.tracers import Tracer, targets
 from bids_petsynth.pet.tracers import tracer as tracer_named
-from bids_petsynth.tables import data_path
 from bids_petsynth.training.labelling import UNSEEN
 from bids_petsynth.training.pairs import Heads, Record, SimulatedCase, load_heads, simulate_case
 from bids_petsynth.types import Grid
@@ -73,9 +72,7 @@ class Bench:
     @cached_property
     def template(self) -> np.ndarray:
         """Mean T1w of the training heads, without skull."""
-        import nibabel as nib
-
-        return nib.load(data_path("templates", "mean_T1w.nii.gz")).get_fdata(dtype=np.float32)
+        return mean_t1w()[0]
 
     @cached_property
     def kept(self) -> np.ndarray:

@@ -8,8 +8,9 @@ import torch
 from scipy.fft import dctn, idctn
 from scipy.ndimage import gaussian_filter
 
+from bids_petsynth.folding import fold, unfold
 from bids_petsynth.models.autoencoder import Autoencoder, build_space
-from bids_petsynth.models.codec import BandLimitedCodec, dct_matrix, fold, unfold
+from bids_petsynth.models.codec import BandLimitedCodec, dct_matrix
 from bids_petsynth.models.recipe import load_recipe, parse_recipe, recipe_text
 
 SHAPE = (32, 48, 32)

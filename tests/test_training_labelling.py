@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from bids_petsynth.anatomy import network
-from bids_petsynth.anatomy.network import UNet, fold, unfold
+from bids_petsynth.anatomy.network import UNet
 from bids_petsynth.anatomy.regions import n_classes
+from bids_petsynth.folding import fold, unfold
 from bids_petsynth.training import labelling
 from bids_petsynth.training.augment import Pose, on_grid, random_shape
 from bids_petsynth.training.labelling import CLUSTERS, dice_by_class, loss_and_gradient, train
@@ -35,9 +36,9 @@ def test_gradient_in_closed_form_is_autograds():
 
 def test_fold_and_unfold_are_inverse_and_keep_cubes_together():
     volume = torch.arange(2 * 3 * 4 * 6 * 8.0).view(2, 3, 4, 6, 8)
-    folded = fold(volume)
+    folded = fold(volume, 2)
     assert folded.shape == (2, 24, 2, 3, 4)
-    assert torch.equal(unfold(folded), volume)
+    assert torch.equal(unfold(folded, 2), volume)
     assert set(folded[1, 8:16, 1, 2, 3].tolist()) == set(volume[1, 1, 2:4, 4:6, 6:8].flatten().tolist())
 
 
@@ -98,14 +99,14 @@ def test_locating_net_learns_and_a_resumed_run_equals_an_uninterrupted_one(head,
     options = {"steps": 24, "seed": 1, "rate": 5e-3, "device": "cpu", "decay": 0.9, "every": 12}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train("locating", arrays, whole, resume=False, **options)
-    store = labelling._store
+    store = labelling.store_checkpoint
 
     def killed(*args):
         store(*args)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(labelling, "_store", killed)
+        patch.setattr(labelling, "store_checkpoint", killed)
         train("locating", arrays, parts, resume=False, **options)
     train("locating", arrays, parts, resume=True, **options)
     assert (parts / "locating.safetensors").read_bytes() == (whole / "locating.safetensors").read_bytes()

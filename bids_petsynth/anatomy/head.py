@@ -13,6 +13,7 @@ from scipy import ndimage
 from bids_petsynth.anatomy import alignment as align
 from bids_petsynth.anatomy.bias import bias_field
 from bids_petsynth.anatomy.network import LABEL_SHAPE, LABEL_SPACING, LOCATE_SPACING
+from bids_petsynth.anatomy.quality import checks
 from bids_petsynth.anatomy.regions import LEFT, RIGHT, all_regions, codes_of, n_classes, regions
 from bids_petsynth.anatomy.segmentation import brain_mask, class_probabilities, sided_codes
 from bids_petsynth.anatomy.volume import Volume, canonical, own_grid, resample, smoothed_for
@@ -54,8 +55,8 @@ class Head:
 def analyse_head(
     t1w: Volume,
     who: str,
-    shape: tuple[int, int, int] = (96, 112, 96),
-    spacing: float = 2.0,
+    shape: tuple[int, int, int] = LABEL_SHAPE,
+    spacing: float = LABEL_SPACING,
     mask: Volume | None = None,
     corrected: bool = False,
     device: str = "cpu",
@@ -255,14 +256,10 @@ def _quality(labels: np.ndarray, probabilities: np.ndarray, grid: Grid, found: a
 
 
 def _warnings(quality: Mapping[str, float]) -> list[str]:
-    """A sentence for each figure outside the limits of ``data/quality.tsv``."""
+    """A sentence for each unusual figure."""
     out = []
-    for row in read_table("quality.tsv"):
-        value = quality.get(row["name"])
-        if value is None:
-            continue
-        low, high = (float(row[k]) if row[k] else None for k in ("warn_low", "warn_high"))
-        if (low is not None and value < low) or (high is not None and value > high):
-            limits = f"{row['warn_low'] or '…'} to {row['warn_high'] or '…'} {row['unit']}".strip()
-            out.append(f"{row['description']} is {value:.3g}, outside {limits}: look at the labels before use.")
+    for check in filter(lambda check: check.unusual, checks(quality)):
+        low, high = ("…" if limit is None else f"{limit:g}" for limit in (check.low, check.high))
+        limits = f"{low} to {high} {check.unit}".strip()
+        out.append(f"{check.description} is {check.value:.3g}, outside {limits}: look at the labels before use.")
     return out

@@ -7,25 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bids_petsynth.folding import fold, unfold
+
 #: The grid of the labelling network: the model grid of the built-in model.
 LABEL_SHAPE = (96, 112, 96)
 LABEL_SPACING = 2.0
 #: Voxel size at which the locating network works, mm.
 LOCATE_SPACING = 4.0
-
-
-def fold(volume: Tensor) -> Tensor:
-    """Each 2 × 2 × 2 cube of voxels becomes channels: ``(N, C, X, Y, Z)`` → ``(N, 8 C, X/2, Y/2, Z/2)``."""
-    n, c, *size = volume.shape
-    x, y, z = (s // 2 for s in size)
-    return volume.view(n, c, x, 2, y, 2, z, 2).permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(n, 8 * c, x, y, z)
-
-
-def unfold(folded: Tensor) -> Tensor:
-    """The inverse of :func:`fold`."""
-    n, c, x, y, z = folded.shape
-    cubes = folded.view(n, c // 8, 2, 2, 2, x, y, z).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return cubes.reshape(n, c // 8, 2 * x, 2 * y, 2 * z)
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -82,11 +70,11 @@ class UNet(nn.Module):
         return 2 ** len(self.channels)
 
     def folded(self, image: Tensor, start: Sequence[int] = (0, 0, 0)) -> Tensor:
-        """Logits with each cube's voxels folded as by :func:`fold`.
+        """Logits with each cube's voxels folded as by :func:`bids_petsynth.folding.fold`.
 
         ``start`` is the image's first voxel on the grid, where the network has one: a multiple of :attr:`multiple`.
         """
-        out = fold(image)
+        out = fold(image, 2)
         if len(self.places):
             here = _window(self.coordinates, out.shape[2:], start, 2)
             out = torch.cat([out, here.expand(len(out), -1, -1, -1, -1)], 1)
@@ -103,7 +91,7 @@ class UNet(nn.Module):
         return self.head(self.last(out))
 
     def forward(self, image: Tensor, start: Sequence[int] = (0, 0, 0)) -> Tensor:
-        return unfold(self.folded(image, start))
+        return unfold(self.folded(image, start), 2)
 
 
 def _window(field: Tensor, shape: Sequence[int], start: Sequence[int], factor: int) -> Tensor:

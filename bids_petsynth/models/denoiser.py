@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bids_petsynth.models.codec import fold, unfold
+from bids_petsynth.folding import fold, unfold
 from bids_petsynth.models.conditioning import RecordEmbedding
 from bids_petsynth.models.process import preconditioned
 from bids_petsynth.models.recipe import Recipe

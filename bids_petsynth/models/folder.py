@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,18 +102,12 @@ def _shards(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     return shards
 
 
-def save_model(model: Model, folder: Path, ranges: Sequence[Mapping[str, str | float]] = ()) -> None:
-    """Write the folder; ``model.json`` comes last, so that a folder without it is known to be incomplete.
-
-    Parameters
-    ----------
-    ranges
-        Rows of ``regions.tsv``, see :func:`training_ranges`.
-    """
+def save_model(model: Model, folder: Path) -> None:
+    """Write the folder; ``model.json`` comes last, so that a folder without it is known to be incomplete."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (folder / "model.json", folder / "regions.tsv", *folder.glob("weights-*.safetensors")):
+    for old in (folder / "model.json", *folder.glob("weights-*.safetensors")):
         old.unlink(missing_ok=True)
     for number, shard in enumerate(_shards(_tensors(model)), 1):
         path = folder / f"weights-{number:05d}.safetensors"
@@ -123,13 +117,7 @@ def save_model(model: Model, folder: Path, ranges: Sequence[Mapping[str, str | f
     (folder / "MODEL_CARD.md").write_text(model.card, encoding="utf-8")
     calibration = json.dumps({"spread": dict(model.spread)}, indent=2)
     (folder / "calibration.json").write_text(calibration + "\n", encoding="utf-8")
-    if ranges:
-        with (folder / "regions.tsv").open("w", newline="", encoding="utf-8") as file:
-            out = csv.DictWriter(file, list(ranges[0]), delimiter="\t", lineterminator="\n")
-            out.writeheader()
-            out.writerows(ranges)
-    names = ["recipe.toml", "MODEL_CARD.md", "calibration.json", *(["regions.tsv"] if ranges else [])]
-    names += sorted(p.name for p in folder.glob("weights-*"))
+    names = ["recipe.toml", "MODEL_CARD.md", "calibration.json", *sorted(p.name for p in folder.glob("weights-*"))]
     about = {
         "format": FORMAT,
         "name": model.recipe.name,
@@ -213,8 +201,10 @@ def training_ranges(folder: Path, weights_sha256: str) -> dict[str, dict[str, di
     Raises
     ------
     ModelError
-        If the folder is incomplete or damaged.
+        If the folder has such a table but is incomplete or damaged.
     """
+    if not (Path(folder) / "regions.tsv").is_file():
+        return {}
     about = _verified(Path(folder))
     if _weights_sum(about["sha256"]) != weights_sha256 or "regions.tsv" not in about["sha256"]:
         return {}

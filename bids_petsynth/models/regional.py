@@ -32,6 +32,10 @@ class Condition:
     mask: Tensor
     tracer: Tensor
 
+    def repeated(self, n: int) -> Condition:
+        """One person's row for each of ``n`` draws."""
+        return Condition(*(part.expand(n, *part.shape[1:]) for part in (self.values, self.mask, self.tracer)))
+
     def without_record(self) -> Condition:
         """The same with every variable missing, for guidance."""
         return Condition(self.values * 0, self.mask * 0, self.tracer)
@@ -122,7 +126,7 @@ class RegionalFlow(nn.Module):
     @torch.no_grad()
     def sample(self, n: int, condition: Condition, guidance: float, rng: Generator) -> Tensor:
         """``n`` draws ``(n, K)`` of regional means in SUVR for one record; ``rng`` on the CPU."""
-        wide = Condition(*(p.expand(n, *p.shape[1:]) for p in vars(condition).values()))
+        wide = condition.repeated(n)
         x = torch.randn(n, self.out.out_features, generator=rng).to(self.mean.device)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:

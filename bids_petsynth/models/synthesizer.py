@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bids_petsynth.devices import fast_autocast
 from bids_petsynth.errors import InputError, UsageError
-from bids_petsynth.models.codec import fold, unfold
+from bids_petsynth.folding import fold, unfold
 from bids_petsynth.models.conditioning import Readable, record_matrix, standardise, tracer_index
 from bids_petsynth.models.denoiser import Sources
 from bids_petsynth.models.folder import Model, load_model
@@ -205,7 +205,7 @@ class Synthesizer:
 
     def _integrate(self, x: Tensor, sources: Sources, condition: Condition, painted: Tensor | None) -> Tensor:
         process = self.model.recipe.process
-        condition = Condition(*(p.expand(len(x), *p.shape[1:]) for p in vars(condition).values()))
+        condition = condition.repeated(len(x))
         # with a regional part the record, and so its guidance, is the regional flow's
         guide = process.guidance != 1.0 and painted is None
 

@@ -16,10 +16,12 @@ import numpy as np
 
 from bids_petsynth.anatomy.alignment import template_grid
 from bids_petsynth.anatomy.regions import all_regions, lookup
+from bids_petsynth.anatomy.volume import Volume, resample
 from bids_petsynth.pet.tracers import Tracer, cutoffs, default_cutoff
 from bids_petsynth.pet.tracers import targets as all_targets
 from bids_petsynth.reports.content import Pet, Row, Scan, number
 from bids_petsynth.tables import read_table
+from bids_petsynth.types import Grid
 
 BLUE, ORANGE, GREEN, VERMILION, SKY, YELLOW = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#F0E442"
 #: Groups of regions whose outlines are drawn, with their colours.
@@ -109,12 +111,9 @@ def upright(scan: Scan, spacing: float = FINE) -> Upright:
 
 def sample(path: Path, affine: np.ndarray, shape: Sequence[int], order: int) -> np.ndarray:
     """An image interpolated onto a grid (order 0 nearest, 1 linear), float32; 0 outside of it."""
-    from scipy.ndimage import affine_transform
-
     image = nib.load(path)
-    to_voxel = np.linalg.inv(image.affine) @ affine
     data = np.asanyarray(image.dataobj).astype(np.float32)
-    return affine_transform(data, to_voxel[:3, :3], to_voxel[:3, 3], tuple(shape), order=order)
+    return resample(Volume(data, image.affine), Grid(tuple(shape), affine), order)
 
 
 def _cut(volume: np.ndarray, axis: int, index: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bids_petsynth.anatomy.quality import checks
 from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sink import write_bytes
 from bids_petsynth.clinical.variables import variables
@@ -21,7 +22,7 @@ from bids_petsynth.reports import figures, viewer
 from bids_petsynth.reports.boilerplate import methods
 from bids_petsynth.reports.content import Pet, Row, Scan, number, read_participant
 from bids_petsynth.reports.pages import render
-from bids_petsynth.tables import data_path, read_table
+from bids_petsynth.tables import data_path
 from bids_petsynth.types import Case
 
 _TYPES = {"jpg": "image/jpeg", "svg": "image/svg+xml"}
@@ -225,21 +226,20 @@ def _result(scan: Scan, pet: Pet, gauge: Mapping[str, str] | None) -> dict[str, 
 
 
 def _quality(scan: Scan) -> list[dict[str, str]]:
-    """The figures of ``data/quality.tsv`` with their limits and whether they keep to them."""
+    """The quality figures with their limits and whether they keep to them."""
     rows = []
-    for row in read_table("quality.tsv"):
-        value = scan.about.get("Quality", {}).get(row["name"])
-        if value is None:
-            continue
-        low, high = number(row["warn_low"]), number(row["warn_high"])
-        good = (low is None or value >= low) and (high is None or value <= high)
-        limits = [f"at least {low:g}" if low is not None else "", f"at most {high:g}" if high is not None else ""]
+    for check in checks(scan.about.get("Quality", {})):
+        limits = [
+            f"{word} {limit:g}"
+            for word, limit in (("at least", check.low), ("at most", check.high))
+            if limit is not None
+        ]
         rows.append(
             {
-                "name": row["description"],
-                "value": f"{value:.4g} {row['unit']}".strip(),
-                "limits": ", ".join(filter(None, limits)),
-                "verdict": "as usual" if good else "unusual: look at the outlines",
+                "name": check.description,
+                "value": f"{check.value:.4g} {check.unit}".strip(),
+                "limits": ", ".join(limits),
+                "verdict": "unusual: look at the outlines" if check.unusual else "as usual",
             }
         )
     return rows

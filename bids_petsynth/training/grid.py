@@ -17,13 +17,12 @@ import torch.nn.functional as F
 
 from bids_petsynth.anatomy import alignment as align
 from bids_petsynth.anatomy.bias import bias_field
+from bids_petsynth.anatomy.network import LABEL_SHAPE, LABEL_SPACING
 from bids_petsynth.anatomy.regions import n_classes
 from bids_petsynth.anatomy.registration import register_affine, to_ants
 from bids_petsynth.anatomy.volume import Volume, read_t1w, resample
 from bids_petsynth.tables import data_path
 from bids_petsynth.training.labelling import UNSEEN
-
-SHAPE, SPACING = (96, 112, 96), 2.0
 
 
 def _seen_heads(heads: Path) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -69,20 +68,20 @@ def make_template(heads: Path) -> None:
     from bids_petsynth.tables import read_table
 
     read_table.cache_clear()
-    grid = align.template_grid(SHAPE, SPACING)
+    grid = align.template_grid(LABEL_SHAPE, LABEL_SPACING)
     aligned = [(h, align.align_centroids(h[1], h[2])) for h in _seen_heads(heads)]
     for turn in range(2):
-        total = np.zeros(SHAPE, np.float32)
+        total = np.zeros(LABEL_SHAPE, np.float32)
         for number, ((image, classes, affine), found) in enumerate(aligned):
             brain = classes > 0
             image = np.where(brain, image / bias_field(image, affine, brain), 0) if turn == 0 else image
             image = image / np.median(image[np.isin(classes, (34, 35, 36, 37))])
             aligned[number] = ((image, classes, affine), found)
-            on_grid = resample(Volume(image, affine), found.grid(SHAPE, SPACING), order=1)
+            on_grid = resample(Volume(image, affine), found.grid(LABEL_SHAPE, LABEL_SPACING), order=1)
             if turn:
                 found = align.refine(found, on_grid, grid, 0)
                 aligned[number] = ((image, classes, affine), found)
-                on_grid = resample(Volume(image, affine), found.grid(SHAPE, SPACING), order=1)
+                on_grid = resample(Volume(image, affine), found.grid(LABEL_SHAPE, LABEL_SPACING), order=1)
             total += on_grid
         mean = total / len(aligned)
         mean = (mean + mean[::-1]) / 2
@@ -103,7 +102,7 @@ def prepare_heads(dataset: Path, heads: Path, out: Path) -> None:
     t1ws, classes, probabilities, names = [], [], [], []
     for path in sorted(dataset.glob("sub-*/anat/*_T1w.nii.gz")):
         name = path.name.split("_")[0].removeprefix("sub-")
-        head = analyse_head(read_t1w(path, f"sub-{name}"), f"sub-{name}", SHAPE, SPACING)
+        head = analyse_head(read_t1w(path, f"sub-{name}"), f"sub-{name}", LABEL_SHAPE, LABEL_SPACING)
         t1ws.append(head.anatomy.t1w.astype(np.float16))
         p = torch.from_numpy(head.anatomy.probabilities.astype(np.float32))[None]
         probabilities.append((F.avg_pool3d(p, 2)[0] * 255).round().byte().numpy())

@@ -23,9 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bids_petsynth.anatomy.network import LABEL_SHAPE, LABEL_SPACING, UNet, fold, labelling_net, locating_net
+from bids_petsynth.anatomy.network import LABEL_SHAPE, LABEL_SPACING, UNet, labelling_net, locating_net
 from bids_petsynth.anatomy.regions import n_classes, regions
+from bids_petsynth.folding import fold
 from bids_petsynth.training.augment import Pose, on_grid, random_head
+from bids_petsynth.training.loop import load_checkpoint, store_checkpoint
 
 #: Heads that no training here ever sees: two men and three women from 52 to 74 years.
 UNSEEN = ("IXI212", "IXI274", "IXI353", "IXI481", "IXI603")
@@ -221,7 +223,12 @@ def train(
     net = task.net.to(device)
     ema = copy.deepcopy(net).eval()
     optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=1e-4)
-    start = _restore(out, net, ema, optimiser) if resume else 0
+    start = 0
+    if resume:
+        state = load_checkpoint(out, net, ema, optimiser)
+        if state is None:
+            raise FileNotFoundError(f"{out} holds no checkpoint to resume from")
+        start = int(state["step"])
     held = [
         on_grid(image, classes, grid_map, task.shape)
         for image, classes, grid_map in zip(task.images[unseen], task.classes[unseen], task.maps[unseen], strict=True)
@@ -259,7 +266,7 @@ def train(
             with torch.autocast(device, torch.bfloat16):
                 logits = net.folded(image[None, None].to(device), first)
             value, gradient = loss_and_gradient(
-                logits.view(n_classes(), -1), fold(target[None, None]).flatten().to(device), weight
+                logits.view(n_classes(), -1), fold(target[None, None], 2).flatten().to(device), weight
             )
             optimiser.zero_grad(set_to_none=True)
             logits.backward(gradient.view_as(logits))
@@ -278,36 +285,7 @@ def train(
                 losses.clear()
                 half = {k: v.half().contiguous() for k, v in ema.state_dict().items()}
                 save_file(half, out / f"{network}.safetensors")
-                _store(out, net, ema, optimiser, step + 1)
-
-
-def _store(out: Path, net: UNet, ema: UNet, optimiser: torch.optim.Optimizer, step: int) -> None:
-    """Write everything that the next step depends on."""
-    from safetensors.torch import save_file
-
-    state = {f"net.{k}": v for k, v in net.state_dict().items()}
-    state |= {f"ema.{k}": v for k, v in ema.state_dict().items()}
-    for number, values in optimiser.state_dict()["state"].items():
-        state |= {f"optimiser.{number}.{k}": v for k, v in values.items()}
-    state["step"] = torch.tensor(step)
-    beside = out / "checkpoint.part"
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, beside)
-    beside.replace(out / "checkpoint.safetensors")
-
-
-def _restore(out: Path, net: UNet, ema: UNet, optimiser: torch.optim.Optimizer) -> int:
-    """Take up what :func:`_store` wrote; the step to go on with."""
-    from safetensors.torch import load_file
-
-    state = load_file(out / "checkpoint.safetensors")
-    for name, module in (("net.", net), ("ema.", ema)):
-        module.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})
-    whole = optimiser.state_dict()
-    for key in (k for k in state if k.startswith("optimiser.")):
-        _, number, name = key.split(".")
-        whole["state"].setdefault(int(number), {})[name] = state[key]
-    optimiser.load_state_dict(whole)
-    return int(state["step"])
+                store_checkpoint(out, net, ema, optimiser, {"step": step + 1})
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor, nn
 
-from bids_petsynth.models.recipe import TrainingSpec
+if TYPE_CHECKING:  # the labelling networks train where torch is, without the recipes' libraries
+    from bids_petsynth.models.recipe import TrainingSpec
 
 #: Loss of one step: ``(step, generator)`` → scalar. All randomness comes from the step and the generator.
 Loss = Callable[[int, Generator], Tensor]
@@ -129,34 +131,50 @@ class Loop:
             out.writerow([self.state.step, f"{self.state.elapsed / 60:.2f}", f"{mean:.5f}", f"{rate:.2e}"])
 
     def save(self) -> None:
-        """Write the checkpoint: one file, so that tensors and state cannot disagree after a crash."""
-        from safetensors.torch import save_file
-
-        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-        for index, moments in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{k}": v for k, v in moments.items()}
-        tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
-        state = {"state": json.dumps(vars(self.state))}
-        write_atomically(self.folder / "checkpoint.safetensors", lambda path: save_file(tensors, path, metadata=state))
+        """Write the checkpoint."""
+        store_checkpoint(self.folder, self.net, self.ema, self.optimiser, vars(self.state))
 
     def resume(self) -> bool:
         """Take up the checkpoint if there is one."""
-        from safetensors import safe_open
+        state = load_checkpoint(self.folder, self.net, self.ema, self.optimiser)
+        if state is not None:
+            self.state = State(**state)
+        return state is not None
 
-        path = self.folder / "checkpoint.safetensors"
-        if not path.exists():
-            return False
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            self.state = State(**json.loads(file.metadata()["state"]))
-        for prefix, net in (("net.", self.net), ("ema.", self.ema)):
-            net.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimiser."):
-                _, index, key = name.split(".")
-                moments.setdefault(int(index), {})[key] = value
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
-        return True
+
+def store_checkpoint(
+    folder: Path, net: nn.Module, ema: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, float]
+) -> None:
+    """Write ``folder/checkpoint.safetensors``: one file, so that tensors and state cannot disagree after a crash."""
+    from safetensors.torch import save_file
+
+    tensors = {f"net.{k}": v for k, v in net.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in ema.state_dict().items()}
+    for index, moments in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{k}": v for k, v in moments.items()}
+    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+    about = {"state": json.dumps(state)}
+    write_atomically(folder / "checkpoint.safetensors", lambda path: save_file(tensors, path, metadata=about))
+
+
+def load_checkpoint(
+    folder: Path, net: nn.Module, ema: nn.Module, optimiser: torch.optim.Optimizer
+) -> dict[str, float] | None:
+    """Take up what :func:`store_checkpoint` wrote, and return its state; None if there is no checkpoint."""
+    from safetensors import safe_open
+
+    path = folder / "checkpoint.safetensors"
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        state = json.loads(file.metadata()["state"])
+    for prefix, module in (("net.", net), ("ema.", ema)):
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimiser."):
+            _, index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = value
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    return state

@@ -114,13 +114,11 @@ def _shape_and_person(
 ) -> tuple[object, Record, Record, Tensor]:
     """A simulated person, their record and traits, and the head's coordinates deformed to their anatomy."""
     from bids_petsynth.simulation.anatomy import deform, log_volume_factors
-    from bids_petsynth.simulation.person import draw_people
-    from bids_petsynth.simulation.plasma import draw_plasma
 
-    people = draw_people(1, rng)
+    people, (all_of_them,) = draw_records(1, rng)
     truth = people.row(0)
-    plasma = {name: float(value[0]) for name, value in draw_plasma(people, rng).items()}
-    record = {name: truth[name] for name in ("age", "sex", "education", "apoe4", "mmse")} | plasma
+    known = ("age", "sex", "education", "apoe4", "mmse")
+    record = {name: value for name, value in all_of_them.items() if name in known or name not in truth}
     marked = torch.cat([coordinates, torch.ones(1, *classes.shape)])[None]
     moved, _ = deform(marked, classes[None], log_volume_factors(people), generator, people.head_size, voxel_size)
     return people, record, truth, _divided(moved[0])
