@@ -27,18 +27,17 @@ from model_tables import EDGES, TABULAR_PEOPLE, VARIANTS, known_columns, print_t
 
 from bids_petsynth.anatomy.alignment import mean_t1w, template_grid
 from bids_petsynth.anatomy.regions import lookup, n_classes
-from bids_petsynth.anatomy.segmentation import sided_codes
 from bids_petsynth.clinical.variables import variables
 from bids_petsynth.evaluation import baselines as base
 from bids_petsynth.evaluation import image
 from bids_petsynth.models.recipe import Recipe
 from bids_petsynth.models.synthesizer import Synthesizer
-from bids_petsynth.pet.quantification import normalise, region_means
+from bids_petsynth.pet.quantification import normalise, possible, region_means
 from bids_petsynth.pet.tracers import Tracer, targets
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training.labelling import UNSEEN
-from bids_petsynth.training.pairs import Heads, Record, SimulatedCase, load_heads, simulate_case
-from bids_petsynth.types import Grid
+from bids_petsynth.training.pairs import Heads, Record, SimulatedCase, dseg_codes, load_heads, simulate_case
+from bids_petsynth.types import Foreseen, Grid
 
 #: Seeds of the baselines' training people and of the people evaluated; no training uses them.
 TRAINING_SEED, PEOPLE_SEED = 2_000_000, 3_000_000
@@ -107,12 +106,6 @@ class Bench:
         """
         return base.composed(self.of_head(case.head), base.from_normalised(case.coordinates.numpy()))
 
-    def labels(self, classes: np.ndarray) -> np.ndarray:
-        """``dseg`` codes of a simulated person; the model grid stands in template pose."""
-        axes = [self.grid.affine[a, a] * np.arange(n) + self.grid.affine[a, 3] for a, n in enumerate(classes.shape)]
-        x, _, z = np.meshgrid(*axes, indexing="ij")
-        return sided_codes(np.where(classes < n_classes(), classes, 0), x, z, 1.0)
-
 
 def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an npz whole or not at all."""
@@ -122,10 +115,16 @@ def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     part.replace(path)
 
 
-def measure(volumes: np.ndarray, labels: np.ndarray, grid: Grid, spec: Tracer) -> tuple[np.ndarray, np.ndarray]:
-    """Regional SUVR ``(M, R)`` (NaN where absent) and target SUVR ``(M,)`` of volumes in SUVR."""
-    codes, means, sizes = region_means(volumes, labels, grid)
-    table = np.full((len(volumes), 256), np.nan)
+def measure(
+    volumes: np.ndarray, labels: np.ndarray, grid: Grid, spec: Tracer, foreseen: Foreseen | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Regional SUVR ``(M, R)`` (NaN where absent) and target SUVR ``(M,)`` of volumes in SUVR.
+
+    With what the model foresaw, of as many scans as it foresaw.
+    """
+    region = region_means(volumes, labels, grid)
+    codes, means, sizes = region if foreseen is None else possible(region, foreseen, spec)
+    table = np.full((len(means), 256), np.nan)
     table[:, codes] = means
     chosen = np.isin(codes, targets()[spec.default_target].codes)
     return table[:, list(CODES)], means[:, chosen] @ sizes[chosen] / sizes[chosen].sum()
@@ -137,7 +136,7 @@ def training_person(bench: Bench, seen: Heads, number: int) -> None:
     if path.is_file():
         return
     case = simulate_case(seen, bench.tracers, bench.voxel_size, TRAINING_SEED, number, augment=False)
-    labels = bench.labels(case.classes.numpy())
+    labels = dseg_codes(case.classes.numpy(), bench.grid)
     back = base.inverse(bench.to_template(case))
     on = base.channels(case.labels.numpy(), case.t1w.numpy())
     coarse = bench.voxel_size * bench.recipe.label_pool
@@ -236,7 +235,7 @@ def evaluate_person(
     """All figures of one person."""
     case = simulate_case(which, bench.tracers, bench.voxel_size, PEOPLE_SEED + seed, number, augment=False)
     classes = case.classes.numpy()
-    labels, brain = bench.labels(classes), (classes > 0) & (classes < n_classes())
+    labels, brain = dseg_codes(classes, bench.grid), (classes > 0) & (classes < n_classes())
     where = bench.to_template(case)
     window = image.taper(brain, bench.voxel_size)
     out = {
@@ -255,8 +254,9 @@ def evaluate_person(
             record = case.record if variant == "plasma" else without_plasma(case.record)
             volumes = model.sample(case.t1w[None], case.labels[None], record, tracer, draws, number)
             volumes = model.calibrated(normalise(volumes, labels, bench.grid, spec), tracer)
-            regions, target = measure(volumes, labels, bench.grid, spec)
-            out |= {f"{tracer}/{variant}/draws": regions, f"{tracer}/{variant}/target_draws": target}
+            foreseen = model.foreseen(case.labels[None], labels, record, tracer, draws, number)
+            regions, target = measure(volumes, labels, bench.grid, spec, foreseen)
+            out |= {f"{tracer}/{variant}/draws": regions.astype(np.float32), f"{tracer}/{variant}/target_draws": target}
             predicted[f"{tracer}/{variant}/model"] = volumes.mean(0)
             if variant == "plasma":
                 spectra = [image.power_spectrum(v, window, bench.voxel_size, EDGES) for v in volumes[:4]]
@@ -286,7 +286,7 @@ def sensitivity_person(
 ) -> dict[str, np.ndarray]:
     """Change of the target SUVR per variable moved up by one SD, and when it is missing, with the same noise."""
     case = simulate_case(which, (), bench.voxel_size, PEOPLE_SEED + seed, number, augment=False)
-    labels = bench.labels(case.classes.numpy())
+    labels = dseg_codes(case.classes.numpy(), bench.grid)
 
     def target(record: Record, tracer: str) -> float:
         volumes = model.sample(case.t1w[None], case.labels[None], record, tracer, draws, number)
@@ -367,6 +367,13 @@ def timed(work: Callable[[int], None], numbers: range, what: str) -> None:
             print(line, flush=True)
 
 
+def two_or_more(text: str) -> int:
+    """A number of draws that has a spread."""
+    if (count := int(text)) < 2:
+        raise ValueError
+    return count
+
+
 def part(text: str) -> tuple[int, int]:
     """``2/4`` as (2, 4)."""
     first, step = map(int, text.split("/"))
@@ -383,7 +390,7 @@ def main() -> None:
     one.add_argument("arrays", type=Path)
     one.add_argument("out", type=Path)
     one.add_argument("--people", type=int, default=400)
-    one.add_argument("--draws", type=int, default=8, help="per person, tracer and variant; 2 or more")
+    one.add_argument("--draws", type=two_or_more, default=8, help="per person, tracer and variant; 2 or more")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--model", type=Path, help="model folder; the built-in one by default")
     one.add_argument("--tracers", nargs="+", help="all of the model's by default")

@@ -22,7 +22,7 @@ from bids_petsynth.clinical.variables import variables as clinical_variables
 from bids_petsynth.models.conditioning import used_variables
 from bids_petsynth.models.folder import Model
 from bids_petsynth.models.synthesizer import Synthesizer as Generator
-from bids_petsynth.models.synthesizer import check_tracer
+from bids_petsynth.models.synthesizer import check_tracer, pool_labels
 from bids_petsynth.pet.quantification import Quantification, normalise, quantify, suvr_rows
 from bids_petsynth.pet.tracers import targets
 from bids_petsynth.pet.tracers import tracer as tracer_named
@@ -156,8 +156,7 @@ class Synthesizer:
         The noise depends on the seed and on whose scan it is (``label``), so that people's draws are independent.
         """
         spec = tracer_named(tracer)
-        own_seed = int.from_bytes(hashlib.sha256(f"{seed}:{label}".encode()).digest()[:6], "little")
-        draws = self.generator.draw(anatomy, record, spec.name, n_draws, own_seed)
+        draws = self.generator.draw(anatomy, record, spec.name, n_draws, own_seed(seed, label))
         # each draw's reference region is 1, so widening around the mean leaves it 1
         return self.generator.calibrated(normalise(draws, anatomy.labels, anatomy.grid, spec), spec.name)
 
@@ -215,10 +214,18 @@ def summarise(
     """Draws in SUVR with what is read off them and how they were made."""
     spec, model = tracer_named(tracer), generator.model
     synthesis = synthesis_of(model, seed, len(draws))
-    result = quantify(draws, anatomy.labels, anatomy.grid, spec)
+    labels = pool_labels(anatomy.probabilities, model.recipe.label_pool)
+    own = own_seed(seed, label)
+    foreseen = generator.foreseen(labels, anatomy.labels, record, spec.name, len(draws), own)
+    result = quantify(draws, anatomy.labels, anatomy.grid, spec, foreseen=foreseen)
     used = used_variables(record, model.recipe.conditioning.variables)
     moved = sensitivity(generator, anatomy, record, spec.name, seed) if model.regional is not None else ()
     return SyntheticPET(label, spec.name, draws, anatomy, record, result, synthesis, used, moved)
+
+
+def own_seed(seed: int, label: str) -> int:
+    """Seed of one person's noise."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{label}".encode()).digest()[:6], "little")
 
 
 def synthesis_of(model: Model, seed: int, n_draws: int) -> Synthesis:
@@ -262,8 +269,10 @@ def sensitivity(
         for names in (targets()[spec.default_target].regions, spec.reference_regions)
     )
 
+    volumes = generator.volumes(anatomy)
+
     def suvr(values: Mapping[str, float]) -> float:
-        means = generator.regional_draws(values, tracer, n, seed)
+        means = generator.regional_draws(values, tracer, volumes, seed, n).numpy()
         return float(((means @ target) / (means @ reference)).mean())
 
     rows: list[dict[str, float | str | None]] = []

@@ -136,3 +136,14 @@ class TableRow:
     columns: Mapping[str, str]
     dictionary: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     session: str | None = None
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What a model's regional part says of R labels of one head: means in SUVR up to a scale, one row per draw.
+
+    ``few (M, R)`` belongs to the M draws that became images, ``many (N, R)`` to all that were drawn.
+    """
+
+    few: np.ndarray
+    many: np.ndarray

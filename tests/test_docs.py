@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from bids_petsynth.anatomy.regions import lookup, n_classes
 from bids_petsynth.bids import sidecars
@@ -315,7 +316,8 @@ def test_columns_of_tables():
             recipe=load_recipe("petsynth"),
             variables=SimpleNamespace(sd=[1.0] * len(load_recipe("petsynth").conditioning.variables)),
         ),
-        regional_draws=lambda values, tracer, n, seed: np.ones((n, n_classes())),
+        volumes=lambda anatomy: None,
+        regional_draws=lambda values, tracer, volumes, seed, n: torch.ones(n, n_classes()),
     )
     moved = sensitivity(flow, anatomy, record_from({"age": 70}), "AV45", 0, 2)
     told = {codes(row[0])[0]: codes(row[1]) for row in table(OUTPUTS, "table")}

@@ -154,11 +154,30 @@ def test_draws_have_the_regional_means_that_the_regional_flow_says():
     sources = model.denoiser.prepare(torch.from_numpy(head.t1w)[None], labels)
     draws = torch.from_numpy(engine.draw(head, who, "FDG", n_draws=5, seed=3))
     found = model.denoiser.measure(model.space.encode(draws), sources)
-    expected = torch.from_numpy(engine.regional_draws(who, "FDG", 256, seed=3))
+    expected = engine.regional_draws(who, "FDG", engine.volumes(head), seed=3)
     # the last region is absent from this head
     found, expected = found[:, :4], expected[:, :4]
     torch.testing.assert_close(found.mean(0), expected.mean(0), atol=0.01, rtol=0.01)
     assert found.var(0).sum().item() == pytest.approx(expected.var(0).sum().item(), rel=0.1)
+
+
+def test_what_is_foreseen_is_what_the_draws_show():
+    """Labels that are the probabilities' own blocks: a draw's mean in each is what its regional draw said."""
+    model = small_model()
+    model = replace(model, spread={"FDG": 1.5})
+    engine, who = Synthesizer(model), record(age=70.0)
+    blocks = 1 + np.add.outer(np.arange(16) // 8, 2 * (np.arange(24) // 12))[:, :, None].repeat(16, 2)
+    head = replace(anatomy(), probabilities=np.eye(CLASSES, dtype=np.float16)[blocks].transpose(3, 0, 1, 2))
+    labels = pool_labels(head.probabilities, model.recipe.label_pool)
+    codes = np.where(blocks == 3, 40, blocks)
+    draws = engine.calibrated(engine.draw(head, who, "FDG", n_draws=4, seed=3), "FDG")
+    found = np.stack([draws[:, codes == code].mean(1) for code in (1, 2, 4, 40)], 1)
+    foreseen = engine.foreseen(labels, codes, who, "FDG", 4, seed=3)
+    assert foreseen.few.shape == (4, 4) and foreseen.many.shape == (256, 4)
+    deviation = found - found.mean(0)
+    np.testing.assert_allclose(deviation, foreseen.few - foreseen.few.mean(0), atol=0.1 * deviation.std())
+    np.testing.assert_allclose(foreseen.few.mean(0), foreseen.many.mean(0), atol=1e-4)
+    assert Synthesizer(small_model(small_recipe(regional=None))).foreseen(labels, codes, who, "FDG", 4, 3) is None
 
 
 def test_calibration_scales_deviations_from_the_mean(synthesizer):

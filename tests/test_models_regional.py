@@ -10,7 +10,7 @@ from models_small import small_recipe
 from bids_petsynth.models.conditioning import fit_standardisation, record_matrix, standardise, tracer_index
 from bids_petsynth.models.recipe import RegionalSpec
 from bids_petsynth.models.regional import Condition, Painting, RegionalFlow, regional_means, representative
-from bids_petsynth.training.regional import RegionalPeople, train_regional
+from bids_petsynth.training.regional import RegionalPeople, like_fine, train_regional
 
 CLASSES = 4
 
@@ -56,7 +56,7 @@ def planted(n: int) -> RegionalPeople:
         rng.standard_normal((n, CLASSES))
     )
     means[:, 1] += torch.from_numpy(np.where(rng.random(n) < 0.3, 0.7, -0.3)).float()[:, None]
-    return RegionalPeople(records, means)
+    return RegionalPeople(records, means, torch.ones(n, CLASSES))
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,48 @@ def test_guidance_pushes_the_record_further(trained):
     high = {"age": 70.0, "sex": 0.0, "ptau217_lumipulse": float(np.exp(0.5))}
     assert trained(high, "AV45", guidance=2.0).mean() > trained(high, "AV45").mean() + 0.1
     np.testing.assert_allclose(trained(high, "AV45", guidance=0.0), trained({}, "AV45"), atol=1e-4)
+
+
+def test_reading_a_painting_is_measuring_its_image():
+    rng = torch.Generator().manual_seed(1)
+    painting = Painting(torch.randn(1, CLASSES, 6, 8, 6, generator=rng).softmax(1))
+    means, masks = torch.rand(5, CLASSES, generator=rng), (torch.rand(3, 6, 8, 6, generator=rng) > 0.5).float()
+    volumes = painting.paint(means)
+    expected = torch.stack([volumes[:, mask > 0].mean(1) for mask in masks], 1)
+    torch.testing.assert_close(painting.read(means, masks), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_volumes_reach_the_draws_where_the_recipe_says_so():
+    """Uptake that follows the volume of the last region alone, which no record tells."""
+    rng = np.random.default_rng(0)
+    volumes = torch.from_numpy(np.exp(0.3 * rng.standard_normal((1500, CLASSES)))).float()
+    means = (1 + 0.5 * volumes[:, -1].log())[:, None, None].expand(-1, 1, CLASSES).contiguous()
+    people = RegionalPeople(({"age": 70.0},) * 1500, means, volumes)
+    recipe, two = small_recipe(), torch.tensor([[1.0] * (CLASSES - 1) + [0.7], [1.0] * (CLASSES - 1) + [1.4]])
+    variables = fit_standardisation(record_matrix(people.records, recipe.conditioning.variables))
+    values, mask = standardise(record_matrix(people.records[:1], recipe.conditioning.variables), variables)
+    drawn = {}
+    for given in (True, False):
+        torch.manual_seed(0)
+        spec = RegionalSpec(width=64, blocks=2, training_steps=600, rate=3e-3, volumes=given)
+        net = RegionalFlow(len(recipe.conditioning.variables), CLASSES, spec)
+        train_regional(net, people, ("AV45",), recipe.conditioning, variables, spec, seed=0)
+        code = torch.tensor([tracer_index("AV45")])
+        conditions = [Condition(values, mask, code, v[None]) for v in two]
+        drawn[given] = [net.sample(200, c, 1.0, torch.Generator().manual_seed(0)).mean().item() for c in conditions]
+    expected = (1 + 0.5 * two[:, -1].log()).tolist()
+    assert drawn[True] == pytest.approx(expected, abs=0.05)
+    assert drawn[False] == pytest.approx([1, 1], abs=0.05)
+
+
+def test_coarse_means_take_the_fine_ones_mean_and_spread():
+    rng = torch.Generator().manual_seed(0)
+    fine = 1 + 0.2 * torch.randn(300, 2, 3, generator=rng)
+    coarse = 0.1 + 1.3 * fine
+    torch.testing.assert_close(like_fine(coarse, fine[:40]), fine)
+    torch.testing.assert_close(
+        like_fine(coarse, fine[:5]).mean(), fine[:5].mean() + 1.3 * (fine.mean() - fine[:5].mean())
+    )
 
 
 def test_representative_draws_have_the_mean_and_spread_of_all():

@@ -12,13 +12,14 @@ from bids_petsynth.pet.intervals import predictive, probability_above
 from bids_petsynth.pet.quantification import (
     morph_rows,
     normalise,
+    possible,
     quantify,
     region_means,
     suvr_rows,
     tacs_rows,
 )
 from bids_petsynth.pet.tracers import centiloid_equation, targets, tracer, tracers
-from bids_petsynth.types import Grid
+from bids_petsynth.types import Foreseen, Grid
 
 IXI = Path(__file__).parents[2] / "shared" / "data" / "ixi"
 CODES = np.array([code for code, *_ in lookup()])
@@ -170,6 +171,46 @@ def test_quantify_against_plain_loops(labels, draws):
     left = next(row for row in result.regions if row.name == "left_precuneus")
     mine = suvr[:, labels == 119].astype(float).mean(axis=1)
     assert (left.suvr.mean, left.suvr.sd) == pytest.approx((mine.mean(), mine.std(ddof=1)), rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_few_draws_with_what_was_foreseen_cover_as_promised(count):
+    """Scans whose regions follow a normal law the regional part knows, and deviate from it by what only draws show."""
+    random = np.random.default_rng(count)
+    names = [code for code, _, _, _ in lookup()]
+    codes, volumes = np.array(names), np.full(len(names), 1e4)
+    spec = tracer("AV45")
+    reference = np.isin(codes, spec.reference_codes)
+    width = np.where(reference, 0, 0.1 + 0.1 * random.random(len(codes)))
+
+    def scans(n, own=0.03):
+        foreseen = 1.2 + width * random.standard_normal((n, len(codes))) - 0.2 * reference
+        return foreseen, foreseen + np.where(reference, 0, own * random.standard_normal(foreseen.shape))
+
+    inside, narrow = [], []
+    for _ in range(60):
+        many, _ = scans(256)
+        few = many.mean(0) + (many[:count] - many[:count].mean(0))
+        drawn = few + np.where(reference, 0, 0.03 * random.standard_normal(few.shape))
+        _, (truth,) = scans(1)
+        _, found, _ = possible((codes, drawn, volumes), Foreseen(3 * few, 3 * many), spec)
+        np.testing.assert_allclose(found.mean(0), drawn.mean(0), atol=0.02)
+        for samples, kept in ((found, inside), (drawn, narrow)):
+            bounds = [predictive(column).interval80 for column in samples[:, ~reference].T]
+            kept.extend(
+                (low <= t <= high, high - low) for (low, high), t in zip(bounds, truth[~reference], strict=True)
+            )
+    covered, usual = np.array(inside).mean(0)
+    assert covered == pytest.approx(0.8, abs=0.02 + 0.02 * (count == 2))
+    # a t-interval of few draws covers too, by being wide
+    assert usual < np.array(narrow).mean(0)[1] * (0.6 if count == 2 else 1.01)
+
+
+def test_a_single_draw_stays_alone_whatever_was_foreseen(labels, draws):
+    some = normalise(draws[:1], labels, GRID, tracer("AV45"))
+    regions = len(np.unique(labels)) - 1
+    foreseen = Foreseen(np.ones((1, regions)), np.ones((256, regions)))
+    assert quantify(some, labels, GRID, tracer("AV45"), foreseen=foreseen).centiloid.interval95 is None
 
 
 def test_pons_counts_in_the_brainstem(labels, draws):

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from models_small import small_model
 
 from bids_petsynth.anatomy.regions import LEFT, RIGHT, n_classes, region_index
@@ -32,12 +33,15 @@ class Known:
 
     model = small_model()
 
-    def regional_draws(self, values, tracer, n, seed):
+    def volumes(self, anatomy):
+        return None
+
+    def regional_draws(self, values, tracer, volumes, seed, n):
         load = 1 + 0.1 * math.log(values.get("ptau217_lumipulse", 1.0)) + 0.02 * (values.get("age", 70.0) - 70)
         means = np.full((n, n_classes()), 9.0)
         means[:, [INDEX["precuneus"], INDEX["middle_frontal"]]] = [load, load + 0.3]
         means[:, INDEX["cerebellar_grey"]] = 2
-        return means + np.linspace(-0.01, 0.01, n)[:, None] * (means < 2)
+        return torch.from_numpy(means + np.linspace(-0.01, 0.01, n)[:, None] * (means < 2))
 
 
 def test_change_and_step_of_each_variable(anatomy):

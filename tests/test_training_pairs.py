@@ -12,7 +12,7 @@ from models_small import small_recipe
 from scipy.ndimage import gaussian_filter
 
 from bids_petsynth.errors import UsageError
-from bids_petsynth.models.folder import load_model
+from bids_petsynth.models.folder import load_model, training_ranges
 from bids_petsynth.training import pairs
 from bids_petsynth.training.generator import cortex, evaluate, region_means, spread_factor, train
 from bids_petsynth.training.pairs import (
@@ -160,6 +160,7 @@ def test_a_tiny_run_trains_resumes_and_writes_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr("bids_petsynth.training.generator.CALIBRATION_PEOPLE", 2)
     monkeypatch.setattr("bids_petsynth.training.generator.FIRST_PEOPLE", 2)
     monkeypatch.setattr("bids_petsynth.training.generator.STANDARDISED_PEOPLE", 2)
+    monkeypatch.setattr("bids_petsynth.training.generator.RANGE_PEOPLE", 3)
     arrays = save(phantom_heads(), tmp_path / "heads.npz")
     recipe = recipe_here()
     train(arrays, tmp_path / "out", recipe, None, False, "cpu", 0)
@@ -169,6 +170,11 @@ def test_a_tiny_run_trains_resumes_and_writes_a_model(tmp_path, monkeypatch):
     assert "nan" not in model.card.split("| AV45")[1][:60]
     figures = json.loads((tmp_path / "out" / "figures.json").read_text())
     assert figures["spread"] == model.spread
+    ranges = training_ranges(tmp_path / "out" / "model", model.weights_sha256)
+    assert set(ranges) == {"AV45", "FDG"} and "left_superior_frontal" in ranges["FDG"]
+    assert training_ranges(tmp_path / "out" / "model", "another") == {}
+    row = {k: float(ranges["AV45"]["left_superior_frontal"][k]) for k in ("p05", "mean", "p95", "sd")}
+    assert 0 < row["p05"] < row["mean"] < row["p95"] and row["sd"] > 0
     steps = [int(r["step"]) for r in csv.DictReader((tmp_path / "out" / "log.csv").open())]
     longer = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": 8})})
     train(arrays, tmp_path / "out", longer, None, True, "cpu", 0)

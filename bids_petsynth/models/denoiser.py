@@ -131,12 +131,14 @@ class Denoiser(nn.Module):
             features = features + self.features["labels"](labels)
         if "t1w" in self.images:
             features = features + self.features["t1w"](t1w[:, None])
-        if not self.paints:
-            return Sources(features, None)
-        with torch.no_grad(), torch.autocast(t1w.device.type, enabled=False):
+        return Sources(features, self.painting(labels) if self.paints else None)
+
+    def painting(self, labels: Tensor) -> Painting:
+        """How regional means are painted on heads with these label probabilities (as :meth:`prepare` takes them)."""
+        with torch.no_grad(), torch.autocast(labels.device.type, enabled=False):
             # regional values are what SUVR is read from: kept in full precision
             pool = self.label_fold // self.fold
-            return Sources(features, Painting(F.avg_pool3d(labels.float(), pool) if pool > 1 else labels))
+            return Painting(F.avg_pool3d(labels.float(), pool) if pool > 1 else labels)
 
     def paint(self, means: Tensor, sources: Sources) -> Tensor:
         """Regional means ``(N, K)`` painted in the latent space, ``(N, C, x, y, z)``."""

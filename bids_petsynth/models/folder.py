@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +39,8 @@ class Model:
         Per tracer, the factor on the draws' deviations from their mean that makes them calibrated.
     heads
         Names of the heads that it was trained on.
+    ranges
+        Rows of ``regions.tsv`` (see :func:`training_ranges`); empty in a loaded model, which does without them.
     demonstration
         True if it was trained on simulated PET.
     weights_sha256, fingerprint
@@ -58,6 +60,7 @@ class Model:
     heads: tuple[str, ...] = ()
     demonstration: bool = False
     spread: Mapping[str, float] = field(default_factory=dict)
+    ranges: tuple[Mapping[str, str], ...] = ()
     card: str = ""
     weights_sha256: str = ""
     fingerprint: str = ""
@@ -118,6 +121,10 @@ def save_model(model: Model, folder: Path) -> None:
     calibration = json.dumps({"spread": dict(model.spread)}, indent=2)
     (folder / "calibration.json").write_text(calibration + "\n", encoding="utf-8")
     names = ["recipe.toml", "MODEL_CARD.md", "calibration.json", *sorted(p.name for p in folder.glob("weights-*"))]
+    (folder / "regions.tsv").unlink(missing_ok=True)
+    if model.ranges:
+        _write_ranges(folder / "regions.tsv", model.ranges)
+        names.append("regions.tsv")
     about = {
         "format": FORMAT,
         "name": model.recipe.name,
@@ -138,6 +145,15 @@ def save_model(model: Model, folder: Path) -> None:
         "sha256": {name: _sha256(folder / name) for name in names},
     }
     (folder / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_ranges(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(
+            file, ["tracer", "name", "mean", "sd", "p05", "p95"], delimiter="\t", lineterminator="\n"
+        )
+        table.writeheader()
+        table.writerows(rows)
 
 
 def _read_json(path: Path) -> dict:

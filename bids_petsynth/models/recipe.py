@@ -66,9 +66,11 @@ class NetworkSpec(_Part):
 class RegionalSpec(_Part):
     """Flow over regional means (see ``models.regional``): its network, solver steps, and training.
 
-    It is trained on ``people`` simulated people for ``training_steps`` steps.
+    ``volumes``: it is given the regions' volumes besides the record. It is trained on ``people`` simulated people for
+    ``training_steps`` steps.
     """
 
+    volumes: bool = False
     width: int = Field(default=256, ge=8)
     blocks: int = Field(default=3, ge=1)
     steps: int = Field(default=24, ge=1)

@@ -7,7 +7,7 @@ then draws scans *with* given regional means; it neither needs the record nor ca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -26,19 +26,35 @@ FLOOR = 1.0
 
 @dataclass(frozen=True)
 class Condition:
-    """What a draw is conditioned on besides images: standardised record ``(N, V)`` with mask, and tracer ``(N,)``."""
+    """What a draw is conditioned on besides images.
+
+    Standardised record ``(N, V)`` with mask, tracer ``(N,)``, and for a regional flow that takes them the volumes of
+    the regions ``(N, classes)`` in ml (see :func:`label_volumes`).
+    """
 
     values: Tensor
     mask: Tensor
     tracer: Tensor
+    volumes: Tensor | None = None
 
     def repeated(self, n: int) -> Condition:
         """One person's row for each of ``n`` draws."""
-        return Condition(*(part.expand(n, *part.shape[1:]) for part in (self.values, self.mask, self.tracer)))
+        parts = (self.values, self.mask, self.tracer, self.volumes)
+        return Condition(*(None if part is None else part.expand(n, *part.shape[1:]) for part in parts))
 
     def without_record(self) -> Condition:
         """The same with every variable missing, for guidance."""
-        return Condition(self.values * 0, self.mask * 0, self.tracer)
+        return replace(self, values=self.values * 0, mask=self.mask * 0)
+
+
+def log_volumes(volumes: Tensor) -> Tensor:
+    """Logarithms of volumes in ml; of nearly absent regions as if they had a tenth of a millilitre."""
+    return volumes.clamp(min=0.1).log()
+
+
+def label_volumes(labels: Tensor, voxel_size: float) -> Tensor:
+    """Volumes ``(N, K)`` in ml of label probabilities ``(N, K, X, Y, Z)`` on voxels of ``voxel_size`` mm."""
+    return labels.float().flatten(2).sum(2) * (voxel_size**3 / 1000)
 
 
 def regional_means(volumes: Tensor, labels: Tensor) -> Tensor:
@@ -79,6 +95,12 @@ class Painting:
         values = torch.linalg.solve(self.system.expand(len(means), -1, -1), means.float()[..., None])
         return (self.maps.transpose(1, 2) @ values).view(len(means), *self.shape)
 
+    def read(self, means: Tensor, masks: Tensor) -> Tensor:
+        """Means ``(N, R)`` in ``masks (R, X, Y, Z)``, of any weights, of one head painted with ``means (N, K)``."""
+        flat = masks.float().flatten(1)
+        maps = self.maps[0] @ flat.T / flat.sum(1)
+        return torch.linalg.solve(self.system[0], means.float().T).T @ maps
+
     def without_means(self, volumes: Tensor) -> Tensor:
         """``volumes`` less the painting of their regional means: what is left has none."""
         return volumes - self.paint(self.measure(volumes))
@@ -95,7 +117,7 @@ class RegionalFlow(nn.Module):
     Notes
     -----
     It works on means standardised per tracer and region by the buffers ``mean`` and ``sd``
-    ``(tracer slots, classes)``.
+    ``(tracer slots, classes)``; logarithms of volumes are by ``volume_mean`` and ``volume_sd`` ``(classes,)``.
     """
 
     def __init__(self, variables: int, classes: int, spec: RegionalSpec):
@@ -110,18 +132,28 @@ class RegionalFlow(nn.Module):
         nn.init.zeros_(self.out.bias)
         self.register_buffer("mean", torch.zeros(TRACER_SLOTS, classes))
         self.register_buffer("sd", torch.ones(TRACER_SLOTS, classes))
+        self.anatomy = nn.Linear(classes, spec.width) if spec.volumes else None
+        if spec.volumes:
+            self.register_buffer("volume_mean", torch.zeros(classes))
+            self.register_buffer("volume_sd", torch.ones(classes))
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Velocity at standardised ``x (N, K)`` and times ``t (N,)``."""
 
         def network(z: Tensor) -> Tensor:
             embedding = self.embedding(condition.values, condition.mask, condition.tracer, t)
+            if self.anatomy is not None:
+                embedding = embedding + self.anatomy(self.standardised(condition.volumes))
             hidden = self.stem(z) + embedding
             for block in self.blocks:
                 hidden = block(hidden, embedding)
             return self.out(self.norm(hidden))
 
         return preconditioned(network, x, t)
+
+    def standardised(self, volumes: Tensor) -> Tensor:
+        """Logarithms of volumes in ml, 0 and 1 over training people; a head unlike all of theirs is held at 3 SD."""
+        return ((log_volumes(volumes) - self.volume_mean) / self.volume_sd).clamp(-3, 3)
 
     @torch.no_grad()
     def sample(self, n: int, condition: Condition, guidance: float, rng: Generator) -> Tensor:

@@ -18,9 +18,9 @@ from bids_petsynth.models.denoiser import Sources
 from bids_petsynth.models.folder import Model, load_model
 from bids_petsynth.models.process import SOLVERS, guided, shifted_grid
 from bids_petsynth.models.recipe import Recipe
-from bids_petsynth.models.regional import Condition, representative
+from bids_petsynth.models.regional import Condition, label_volumes, representative
 from bids_petsynth.tables import data_path
-from bids_petsynth.types import Anatomy, ClinicalRecord
+from bids_petsynth.types import Anatomy, ClinicalRecord, Foreseen
 
 #: Draws that go through the network together: bounds the memory, does not change the result's noise.
 TOGETHER = 8
@@ -65,6 +65,11 @@ def check_tracer(recipe: Recipe, tracer: str) -> None:
 def built_in() -> Path:
     """Folder of the demonstration model inside the package."""
     return data_path("models", "petsynth-demo")
+
+
+def _present(codes: np.ndarray) -> np.ndarray:
+    """The labels that occur, ascending, without 0."""
+    return np.flatnonzero(np.bincount(codes.ravel())[1:]) + 1
 
 
 class Synthesizer:
@@ -149,9 +154,18 @@ class Synthesizer:
         mean = draws.mean(0)
         return mean + np.float32(factor) * (draws - mean)
 
+    def volumes(self, anatomy: Anatomy) -> Tensor:
+        """Volumes ``(1, classes)`` in ml of a head's classes, as the regional flow takes them."""
+        counts = anatomy.probabilities.sum((1, 2, 3), dtype=np.float32)
+        return torch.from_numpy(counts)[None] * (self.model.recipe.grid.voxel_size**3 / 1000)
+
     @torch.inference_mode()
-    def regional_draws(self, record: Readable, tracer: str, n: int, seed: int) -> np.ndarray:
+    def regional_draws(
+        self, record: Readable, tracer: str, volumes: Tensor, seed: int, n: int = REGIONAL_DRAWS
+    ) -> Tensor:
         """``(n, classes)`` draws of the regional means in SUVR, as soft labels measure them; no image is made.
+
+        :meth:`sample` paints a few of just these, see :func:`representative`.
 
         Raises
         ------
@@ -160,14 +174,43 @@ class Synthesizer:
         """
         if self.regional is None:
             raise UsageError(f"The model {self.model.recipe.name} has no regional part.")
-        rng = self._rng(tracer, seed)
-        return self._regional_draws(self._condition(record, tracer), n, rng).cpu().numpy()
+        return self._regional_draws(self._condition(record, tracer, volumes), n, self._rng(tracer, seed)).cpu()
+
+    @torch.inference_mode()
+    def foreseen(
+        self, labels: Tensor, codes: np.ndarray, record: Readable, tracer: str, n: int, seed: int
+    ) -> Foreseen | None:
+        """Regional means of the paintings under ``n`` draws of :meth:`sample` and under all that were drawn.
+
+        Parameters
+        ----------
+        labels
+            As :meth:`sample` takes them.
+        codes
+            ``(X, Y, Z)`` integer labels of the same head; 0 is left out.
+
+        Returns
+        -------
+        Foreseen or None
+            With the model's spread factor; None if the model has no regional part.
+        """
+        if self.regional is None:
+            return None
+        many = self.regional_draws(record, tracer, self._volumes(labels), seed, max(n, REGIONAL_DRAWS))
+        few = representative(many, n)
+        painting = self.denoiser.painting(labels.to(self.device))
+        pool = codes.shape[0] // painting.shape[0]
+        shares = [F.avg_pool3d(torch.from_numpy(codes == code).float()[None], pool)[0] for code in _present(codes)]
+        masks = torch.stack(shares).to(self.device)
+        centre, factor = many.mean(0), self.model.spread.get(tracer, 1.0)
+        read = [painting.read((centre + factor * (d - centre)).to(self.device), masks) for d in (few, many)]
+        return Foreseen(*(means.cpu().double().numpy() for means in read))
 
     @torch.inference_mode()
     def sample(self, t1w: Tensor, labels: Tensor, record: Readable, tracer: str, n: int, seed: int) -> np.ndarray:
         """Uncalibrated draws ``(n, X, Y, Z)`` from prepared images of one head (see ``Denoiser.prepare``)."""
         recipe = self.model.recipe
-        rng, condition = self._rng(tracer, seed), self._condition(record, tracer)
+        rng, condition = self._rng(tracer, seed), self._condition(record, tracer, self._volumes(labels))
         means = None
         if self.regional is not None:
             means = representative(self._regional_draws(condition, max(n, REGIONAL_DRAWS), rng), n)
@@ -188,17 +231,21 @@ class Synthesizer:
                 out[i] = self.space.decode(latent[None])[0].cpu().numpy()
         return out
 
+    def _volumes(self, labels: Tensor) -> Tensor:
+        recipe = self.model.recipe
+        return label_volumes(labels, recipe.grid.voxel_size * recipe.label_pool)
+
     def _rng(self, tracer: str, seed: int) -> torch.Generator:
         """Random numbers of a seed and tracer, drawn on the CPU."""
         digest = hashlib.sha256(f"{seed}:{tracer}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
-    def _condition(self, record: Readable, tracer: str) -> Condition:
-        """The record of one person, one row."""
+    def _condition(self, record: Readable, tracer: str, volumes: Tensor) -> Condition:
+        """What is known of one person, one row."""
         variables = self.model.recipe.conditioning.variables
         values, mask = standardise(record_matrix([record], variables), self.model.variables)
         tracers = torch.tensor([tracer_index(tracer)])
-        return Condition(*(part.to(self.device) for part in (values, mask, tracers)))
+        return Condition(*(part.to(self.device) for part in (values, mask, tracers, volumes)))
 
     def _regional_draws(self, condition: Condition, n: int, rng: torch.Generator) -> Tensor:
         return self.regional.sample(n, condition, self.model.recipe.process.guidance, rng)

@@ -13,7 +13,7 @@ from bids_petsynth.anatomy.regions import lookup
 from bids_petsynth.errors import InputError, ModelError
 from bids_petsynth.pet.intervals import Estimate, predictive, probability_above
 from bids_petsynth.pet.tracers import CentiloidEquation, Tracer, centiloid_equation, cutoffs, default_cutoff, targets
-from bids_petsynth.types import Grid
+from bids_petsynth.types import Foreseen, Grid
 
 RegionMeans = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -188,6 +188,23 @@ def normalise(draws: np.ndarray, labels: np.ndarray, grid: Grid, tracer: Tracer)
     return draws / reference.astype(kind)[:, None, None, None]
 
 
+def possible(region: RegionMeans, foreseen: Foreseen, tracer: Tracer) -> RegionMeans:
+    """Regional SUVR of many scans that could have been, from a few drawn ones and what the regional part foresaw.
+
+    Each of the many has the mean of the draws, the deviation that was foreseen for it, and what one of the draws
+    deviates from what was foreseen for that one. A single draw stays alone: nothing tells how it deviates.
+    """
+    codes, means, volumes = region
+    count = len(means)
+    if count < 2:
+        return region
+    few, many = (part / _reference(tracer, (codes, part, volumes))[:, None] for part in (foreseen.few, foreseen.many))
+    centre = means.mean(0)
+    # M deviations from their own mean are too small by this
+    rest = (means - centre - (few - few.mean(0))) * math.sqrt(count / (count - 1))
+    return codes, centre + many - many.mean(0) + rest[np.arange(len(many)) % count], volumes
+
+
 def _calibrated(tracer: Tracer, calibration: Mapping[str, Any] | None) -> tuple[float, CentiloidEquation | None]:
     """Spread factor and Centiloid equation of a tracer, the calibration's own taking precedence over the tables'."""
     entry = (calibration or {}).get(tracer.name, {})
@@ -214,6 +231,7 @@ def quantify(
     grid: Grid,
     tracer: Tracer,
     calibration: Mapping[str, Any] | None = None,
+    foreseen: Foreseen | None = None,
 ) -> Quantification:
     """Read regional SUVR, Centiloid and the probability of positivity off the draws of one scan.
 
@@ -230,6 +248,9 @@ def quantify(
     calibration
         By tracer name: ``{"AV45": {"spread_factor": 1.2, "centiloid": {"slope": …, "intercept": …, "source": …}}}``,
         every part optional; a Centiloid equation given here (a site's own, for these regions) replaces the table's.
+    foreseen
+        What the model's regional part says of the labels that are present, in ascending order: with it, intervals and
+        probabilities rest on many scans that could have been rather than on the few draws (see :func:`possible`).
 
     Raises
     ------
@@ -241,6 +262,8 @@ def quantify(
     factor, equation = _calibrated(tracer, calibration)
     region = codes, means, volumes = region_means(draws, labels, grid)
     column = {int(code): number for number, code in enumerate(codes)}
+    if foreseen is not None:
+        region = codes, means, volumes = possible(region, foreseen, tracer)
     regions = tuple(
         RegionRow(name, code, side, predictive(means[:, column[code]], factor), float(volumes[column[code]]))
         if code in column
@@ -255,7 +278,7 @@ def quantify(
 
     reference_mean = float(_reference(tracer, region).mean())
     goal = targets()[tracer.default_target]
-    notes = _notes(tracer, goal.codes, column, len(means), reference_mean)
+    notes = _notes(tracer, goal.codes, column, len(draws), reference_mean)
     samples, _ = _composite(goal.codes, region)
     centiloid, positivity = None, ()
     if equation is not None and samples is not None:
@@ -272,7 +295,7 @@ def quantify(
             )
     return Quantification(
         tracer=tracer.name,
-        n_draws=len(means),
+        n_draws=len(draws),
         regions=regions,
         composites=tuple(composites.values()),
         target=composites[goal.name],

@@ -345,7 +345,8 @@ def regional(pet: Pet, ranges: Mapping[str, Row]) -> Figure:
         frameon=False,
     )
     canvas.subplots_adjust(0.14, 0.08, 0.99, 0.94, wspace=0.42)
-    outside = _outside(rows, ranges)
+    drawn = {f"{side}{name}" for name in names for side in ("left_", "right_", "")}
+    outside = _outside(rows, {name: row for name, row in ranges.items() if name in drawn})
     said = f"{len(outside)} of them lie outside the range of the training people." if ranges else ""
     alt = (
         f"Bar chart of the regional SUVR of synthetic {pet.tracer.name} PET in {len(names)} grey-matter regions, left "

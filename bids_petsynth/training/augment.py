@@ -244,3 +244,14 @@ def cut_view(patch: Tensor, brain: Tensor, rng: Generator) -> Tensor:
         plane = y * uniform(rng, 0.5, 1.5) - zz * uniform(rng, 0.2, 1.2)
         patch = patch * ((plane < uniform(rng, 0.5, 1.0)) | near)
     return patch
+
+
+def most_common(classes: Tensor) -> Tensor:
+    """The commonest class of each 2 × 2 × 2 cube (the lowest where several are)."""
+    best = torch.zeros(classes.shape[0], *(n // 2 for n in classes.shape[1:]))
+    out = torch.zeros_like(best, dtype=torch.long)
+    for value in classes.unique().tolist():
+        share = F.avg_pool3d((classes == value).float()[:, None], 2)[:, 0]
+        better = share > best
+        out[better], best[better] = value, share[better]
+    return out

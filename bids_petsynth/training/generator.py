@@ -35,12 +35,12 @@ from bids_petsynth.models.denoiser import Denoiser, Sources, parameters_in_milli
 from bids_petsynth.models.folder import Model, build_regional, save_model
 from bids_petsynth.models.process import flow_loss, interpolate, training_times
 from bids_petsynth.models.recipe import AutoencoderSpec, Recipe, load_recipe
-from bids_petsynth.models.regional import Condition, representative
-from bids_petsynth.models.synthesizer import REGIONAL_DRAWS, Synthesizer
+from bids_petsynth.models.regional import Condition
+from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training.labelling import UNSEEN
 from bids_petsynth.training.loop import Loop, Loss, State, write_atomically
 from bids_petsynth.training.pairs import Heads, Pool, Record, SimulatedCase, draw_records, load_heads, simulate_case
-from bids_petsynth.training.regional import RegionalPeople, simulate_regions, train_regional
+from bids_petsynth.training.regional import RegionalPeople, simulate_regions, train_regional, training_ranges
 
 #: People in the pool when training starts (they must be simulated first), and those whose latents are standardised.
 FIRST_PEOPLE, STANDARDISED_PEOPLE = 16, 12
@@ -49,6 +49,8 @@ CORTEX_LOBES = ("frontal", "parietal", "temporal", "cingulate")
 EVALUATION_SEED, CALIBRATION_PEOPLE = 1_000_000, 8
 #: People on unseen heads whose regional means alone are simulated, to calibrate the spread of the draws.
 REGIONAL_CALIBRATION_PEOPLE = 300
+#: Simulated people whose regional SUVR the model folder tells as the training range.
+RANGE_PEOPLE = 200
 
 
 def build_model(recipe: Recipe, pool: Pool, records: Sequence[Record], classes: int, heads: Sequence[str]) -> Model:
@@ -146,15 +148,13 @@ def spread_factor(truth: np.ndarray, draws: np.ndarray) -> float:
     return float(np.clip(np.sqrt(np.prod(factors)), 1 / 3, 3))
 
 
-def regional_spread(synthesizer: Synthesizer, people: RegionalPeople, n_draws: int) -> dict[str, float]:
+def regional_spread(synthesizer: Synthesizer, people: RegionalPeople) -> dict[str, float]:
     """Spread factor per tracer from the regional flow alone, on people whose regional means are known."""
     out = {}
     for place, tracer in enumerate(synthesizer.tracers):
         drawn = [
-            representative(
-                torch.from_numpy(synthesizer.regional_draws(record, tracer, REGIONAL_DRAWS, number)), n_draws
-            ).numpy()
-            for number, record in enumerate(people.records)
+            synthesizer.regional_draws(record, tracer, volumes, number).numpy()
+            for number, (record, volumes) in enumerate(zip(people.records, people.volumes.split(1), strict=True))
         ]
         out[tracer] = spread_factor(people.means[:, place, 1:].numpy(), np.stack(drawn)[:, :, 1:])
     return out
@@ -319,10 +319,9 @@ def train(
     figures, spread = evaluate(Synthesizer(trained, device), cases, 4, recipe.grid.voxel_size)
     if model.regional is not None:
         args = (unseen, recipe.tracers, recipe.grid.voxel_size, REGIONAL_CALIBRATION_PEOPLE, EVALUATION_SEED)
-        spread = regional_spread(
-            Synthesizer(trained, device), simulate_regions(*args, workers()), max(2, recipe.n_draws)
-        )
-    trained = replace(trained, spread=spread)
+        spread = regional_spread(Synthesizer(trained, device), simulate_regions(*args, workers()))
+    args = (seen, recipe.tracers, recipe.grid.voxel_size, RANGE_PEOPLE, spec.seed, workers())
+    trained = replace(trained, spread=spread, ranges=training_ranges(*args))
     card = model_card(trained, figures, loop.state.elapsed / 60, loop.state.step, unseen.names)
     save_model(replace(trained, card=card), out / "model")
     (out / "figures.json").write_text(json.dumps({"figures": figures, "spread": spread}, indent=2) + "\n")

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from bids_petsynth.anatomy.network import LABEL_SHAPE, LABEL_SPACING, UNet, labelling_net, locating_net
 from bids_petsynth.anatomy.regions import n_classes, regions
 from bids_petsynth.folding import fold
-from bids_petsynth.training.augment import Pose, on_grid, random_head
+from bids_petsynth.training.augment import Pose, most_common, on_grid, random_head
 from bids_petsynth.training.loop import load_checkpoint, store_checkpoint
 
 #: Heads that no training here ever sees: two men and three women from 52 to 74 years.
@@ -183,18 +183,7 @@ def make_task(network: str, data: dict[str, np.ndarray]) -> Task:
     images = F.avg_pool3d(images[:, None], 2)[:, 0]
     pose = Pose(degrees=14, shift=3, scale=0.08, shear=0.04, elastic=0.8, native=0.5)
     shape = tuple(n // 2 for n in LABEL_SHAPE)
-    return Task(locating_net(n_classes()), images, _most_common(classes), maps, shape, shape, pose)
-
-
-def _most_common(classes: Tensor) -> Tensor:
-    """The commonest class of each 2 × 2 × 2 cube (the lowest where several are)."""
-    best = torch.zeros(classes.shape[0], *(n // 2 for n in classes.shape[1:]))
-    out = torch.zeros_like(best, dtype=torch.long)
-    for value in classes.unique().tolist():
-        share = F.avg_pool3d((classes == value).float()[:, None], 2)[:, 0]
-        better = share > best
-        out[better], best[better] = value, share[better]
-    return out
+    return Task(locating_net(n_classes()), images, most_common(classes), maps, shape, shape, pose)
 
 
 def train(

@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 from bids_petsynth.errors import UsageError
 from bids_petsynth.models.recipe import Recipe
 from bids_petsynth.training.augment import chance, normal, random_curve, rotation, smooth_field, uniform
+from bids_petsynth.types import Grid
 
 if TYPE_CHECKING:
     from bids_petsynth.simulation.person import People
@@ -196,6 +197,16 @@ def simulate_case(
         t1w = vary_intensity(t1w, generator)
     pet = {tracer: _scan(moved, people, tracer, generator, voxel_size) for tracer in tracers}
     return SimulatedCase(heads.names[pick], t1w, moved, labels, record, truth, pet, coordinates)
+
+
+def dseg_codes(classes: np.ndarray, grid: Grid) -> np.ndarray:
+    """``dseg`` codes of a simulated person's classes on a model grid, which stands in template pose."""
+    from bids_petsynth.anatomy.regions import n_classes
+    from bids_petsynth.anatomy.segmentation import sided_codes
+
+    axes = [grid.affine[a, a] * np.arange(n) + grid.affine[a, 3] for a, n in enumerate(classes.shape)]
+    x, _, z = np.meshgrid(*axes, indexing="ij")
+    return sided_codes(np.where(classes < n_classes(), classes, 0), x, z, 1.0)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -12,34 +12,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bids_petsynth.anatomy.alignment import template_grid
+from bids_petsynth.anatomy.regions import lookup
 from bids_petsynth.models.conditioning import Standardisation, record_matrix, standardise, tracer_index, withhold
 from bids_petsynth.models.process import flow_loss, interpolate, training_times
 from bids_petsynth.models.recipe import ConditioningSpec, RegionalSpec
-from bids_petsynth.models.regional import Condition, RegionalFlow, regional_means
-from bids_petsynth.training.pairs import Heads, Record, simulate_case
+from bids_petsynth.models.regional import Condition, RegionalFlow, label_volumes, log_volumes, regional_means
+from bids_petsynth.pet.quantification import region_means
+from bids_petsynth.training.augment import most_common
+from bids_petsynth.training.pairs import Heads, Record, dseg_codes, simulate_case
 
 
 @dataclass(frozen=True)
 class RegionalPeople:
-    """N people: their records, and the mean SUVR ``(N, T, classes)`` of each class in T tracers."""
+    """N people: their records, each class's mean SUVR ``(N, T, classes)`` in T tracers and volume ``(N, classes)``.
+
+    Volumes are those of the label probabilities, in ml.
+    """
 
     records: tuple[Record, ...]
     means: Tensor
+    volumes: Tensor
 
 
-#: People simulated at both resolutions, to take the coarse one's bias off the regional means.
-PAIRED_PEOPLE = 40
+#: People simulated at both resolutions, to take what the coarse one changes off the regional means.
+PAIRED_PEOPLE = 200
 
 
 def _simulate(heads: Heads, tracers: Sequence[str], voxel_size: float, seed: int, numbers: range) -> RegionalPeople:
     torch.set_num_threads(1)
-    records, means = [], []
+    records, means, volumes = [], [], []
     for number in numbers:
         case = simulate_case(heads, tracers, voxel_size, seed, number, augment=False)
         scans = torch.stack([case.pet[t] for t in tracers])
         records.append(case.record)
-        means.append(regional_means(F.avg_pool3d(scans, scans.shape[1] // case.labels.shape[1]), case.labels[None]))
-    return RegionalPeople(tuple(records), torch.stack(means))
+        coarse = scans.shape[1] // case.labels.shape[1]
+        means.append(regional_means(F.avg_pool3d(scans, coarse), case.labels[None]))
+        volumes.append(label_volumes(case.labels[None], voxel_size * coarse))
+    return RegionalPeople(tuple(records), torch.stack(means), torch.cat(volumes))
 
 
 def simulate_regions(
@@ -47,25 +57,75 @@ def simulate_regions(
 ) -> RegionalPeople:
     """``n`` simulated people on deformed heads, of whose scans only the regional means are kept.
 
-    Most are scanned at twice the voxel size, which takes a fifth of the time; what this changes in each region's mean
-    is measured on :data:`PAIRED_PEOPLE` of them and taken off all.
+    Most are scanned at twice the voxel size, which takes a quarter of the time. What this changes in the mean and the
+    spread of each region over people is measured on :data:`PAIRED_PEOPLE` of them and undone in all.
     """
-    coarse = Heads(heads.t1w[:, ::2, ::2, ::2], heads.classes[:, ::2, ::2, ::2], heads.probabilities, heads.names)
+    t1w = F.avg_pool3d(torch.from_numpy(heads.t1w).float()[:, None], 2)[:, 0].numpy()
+    classes = most_common(torch.from_numpy(heads.classes.astype(np.int64))).numpy().astype(np.uint8)
+    coarse = Heads(t1w, classes, heads.probabilities, heads.names)
     pieces = [range(start, min(n, start + 100)) for start in range(0, n, 100)]
-    jobs = [(coarse, tracers, 2 * voxel_size, seed, piece) for piece in pieces]
     paired = min(n, PAIRED_PEOPLE)
-    jobs += [(heads, tracers, voxel_size, seed, range(k, min(paired, k + 10))) for k in range(0, paired, 10)]
+    jobs = [(heads, tracers, voxel_size, seed, range(k, min(paired, k + 10))) for k in range(0, paired, 10)]
+    jobs += [(coarse, tracers, 2 * voxel_size, seed, piece) for piece in pieces]
+    done = _everywhere(_simulate, jobs, workers)
+    fine = torch.cat([d.means for d in done[: -len(pieces)]])
+    done = done[-len(pieces) :]
+    means, volumes = torch.cat([d.means for d in done]), torch.cat([d.volumes for d in done])
+    return RegionalPeople(tuple(r for d in done for r in d.records), like_fine(means, fine), volumes)
+
+
+def like_fine(means: Tensor, fine: Tensor) -> Tensor:
+    """Coarse ``means (N, …)``, each region's shifted and scaled so that the first ones agree with ``fine (n, …)``.
+
+    Agree: in their mean and, where there are at least ten people, their standard deviation.
+    """
+    same = means[: len(fine)]
+    scale = torch.ones_like(same[0])
+    if len(fine) >= 10:
+        scale = fine.std(0) / same.std(0).clamp(min=1e-6)
+    return fine.mean(0) + (means - same.mean(0)) * scale.clamp(0.5, 2)
+
+
+def training_ranges(
+    heads: Heads, tracers: Sequence[str], voxel_size: float, n: int, seed: int, workers: int = 1
+) -> tuple[dict[str, str], ...]:
+    """Rows of a model folder's ``regions.tsv``: SUVR of each ``dseg`` region over ``n`` simulated people."""
+    jobs = [(heads, tracers, voxel_size, seed, range(k, min(n, k + 10))) for k in range(0, n, 10)]
+    values = np.concatenate(_everywhere(_measure, jobs, workers))
+    rows = []
+    for tracer, of_tracer in zip(tracers, np.moveaxis(values, 1, 0), strict=True):
+        for (_, name, _, _), column in zip(lookup(), of_tracer.T, strict=True):
+            known = column[np.isfinite(column)]
+            if len(known) > 1:
+                figures = {"mean": known.mean(), "sd": known.std(ddof=1)}
+                figures |= dict(zip(("p05", "p95"), np.quantile(known, (0.05, 0.95)), strict=True))
+                rows.append({"tracer": tracer, "name": name} | {k: f"{v:.3f}" for k, v in figures.items()})
+    return tuple(rows)
+
+
+def _measure(heads: Heads, tracers: Sequence[str], voxel_size: float, seed: int, numbers: range) -> np.ndarray:
+    """SUVR ``(N, T, R)`` of the ``dseg`` regions, NaN where absent, as ``participant`` reads it off a scan."""
+    torch.set_num_threads(1)
+    out = np.full((len(numbers), len(tracers), 256), np.nan)
+    for row, number in zip(out, numbers, strict=True):
+        case = simulate_case(heads, tracers, voxel_size, seed, number, augment=False)
+        grid = template_grid(tuple(case.classes.shape), voxel_size)
+        codes = dseg_codes(case.classes.numpy(), grid)
+        for place, name in enumerate(tracers):
+            present, means, _ = region_means(case.pet[name][None].numpy(), codes, grid)
+            row[place, present] = means[0]
+    return out[..., [code for code, *_ in lookup()]]
+
+
+def _everywhere(work: Callable, jobs: Sequence[tuple], workers: int) -> list:
+    """The work's results for each job, in ``workers`` processes."""
     if workers > 1:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            done = list(pool.map(_simulate, *zip(*jobs, strict=True)))
-    else:
-        threads = torch.get_num_threads()
-        done = [_simulate(*job) for job in jobs]
-        torch.set_num_threads(threads)
-    means = torch.cat([d.means for d in done[: len(pieces)]])
-    fine = torch.cat([d.means for d in done[len(pieces) :]])
-    records = tuple(record for d in done[: len(pieces)] for record in d.records)
-    return RegionalPeople(records, means + (fine - means[:paired]).mean(0))
+            return list(pool.map(work, *zip(*jobs, strict=True)))
+    threads = torch.get_num_threads()
+    done = [work(*job) for job in jobs]
+    torch.set_num_threads(threads)
+    return done
 
 
 def train_regional(
@@ -86,6 +146,9 @@ def train_regional(
     # a region that a head lacks measures 0 everywhere
     net.mean[codes] = people.means.mean(0)
     net.sd[codes] = people.means.std(0).clamp(min=1e-3)
+    if net.anatomy is not None:
+        logs = log_volumes(people.volumes)
+        net.volume_mean[:], net.volume_sd[:] = logs.mean(0), logs.std(0).clamp(min=0.02)
     target = (people.means - net.mean[codes]) / net.sd[codes]
     values, mask = standardise(record_matrix(people.records, conditioning.variables), variables)
     optimiser = torch.optim.AdamW(net.parameters(), lr=spec.rate, weight_decay=1e-2)
@@ -98,7 +161,7 @@ def train_regional(
         data = target[who, which]
         noise = torch.randn(data.shape, generator=rng)
         kept = withhold(mask[who], conditioning.drop_variable, conditioning.drop_record, rng)
-        velocity = net(interpolate(data, noise, t), t, Condition(values[who], kept, codes[which]))
+        velocity = net(interpolate(data, noise, t), t, Condition(values[who], kept, codes[which], people.volumes[who]))
         loss = flow_loss(velocity, noise - data, t).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
