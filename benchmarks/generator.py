@@ -60,32 +60,42 @@ def run_codec(arrays: Path) -> None:
 
 
 def run_profiles(arrays: Path, picture: Path | None) -> None:
-    """Target SUVR and inner occipital white matter of synthetic AV45, a negative and a positive record on each head."""
+    """Target SUVR and inner occipital white matter of synthetic AV45, a negative and a positive record on each head.
+
+    Beside it, the white matter in noise-free simulated scans of people with the same Centiloid.
+    """
     heads, model = unseen(arrays), Synthesizer.load()
     cases = evaluation_cases(heads, model.model.recipe, 2)
     index = region_index()
     composite = [index[name] for name in targets()["centiloid_like"].regions]
     cerebellum = [index[name] for name in ("cerebellar_grey", "cerebellar_white", "vermis")]
-    rows, shown = [], []
+    rows, shown, crowd = [], [], draw_people(2000, np.random.default_rng(0))
     for number in range(len(heads)):
-        classes = heads.classes[number]
+        classes = heads.measured[number]
         labels = torch.from_numpy(heads.probabilities[number]).float() / 255
         # a voxel from the border, half of a voxel's uptake is the neighbour's
         inner_white = binary_erosion(classes == index["occipital_white"], iterations=2)
-        values = []
+        values, made = [], torch.from_numpy(heads.classes[number].astype(np.int64))[None]
         for case in cases:
+            rng = torch.Generator().manual_seed(number)
+            people = crowd.rows([int(np.abs(crowd.centiloid - case.truth["centiloid"]).argmin())])
+            people = replace(people, white_matter=np.ones(1))
+            own = simulate_pet(made, people, "AV45", rng, noise=False, measured=torch.from_numpy(classes)[None].long())
             t1w = torch.from_numpy(heads.t1w[number].astype(np.float32))
             mean = model.sample(t1w[None], labels[None], case.record, "AV45", 8, number).mean(0)
             reference = mean[np.isin(classes, cerebellum)].mean()
             target = mean[np.isin(classes, composite)].mean() / reference
-            values.append((target, mean[inner_white].mean() / reference))
+            values.append((target, mean[inner_white].mean() / reference, own[0].numpy()[inner_white].mean()))
             shown.append(mean / reference)
         rows.append(values)
-        (n, a), (p, b) = values
-        print(f"{heads.names[number]}: target {n:.2f} → {p:.2f}, occipital white matter {a:.2f} → {b:.2f}")
+        (n, a, c), (p, b, d) = values
+        print(
+            f"{heads.names[number]}: target {n:.2f} → {p:.2f}, occipital white matter {a:.2f} → {b:.2f} "
+            f"(simulation itself {c:.2f} → {d:.2f})"
+        )
     table = np.array(rows)
     gain = (table[:, 1] - table[:, 0]).mean(0)
-    print(f"mean difference: target {gain[0]:+.2f}, occipital white matter {gain[1]:+.2f} SUVR")
+    print(f"mean difference: target {gain[0]:+.2f}, occipital white matter {gain[1]:+.2f} SUVR ({gain[2]:+.2f})")
     if picture:
         import matplotlib.pyplot as plt
 

@@ -136,7 +136,7 @@ def training_person(bench: Bench, seen: Heads, number: int) -> None:
     if path.is_file():
         return
     case = simulate_case(seen, bench.tracers, bench.voxel_size, TRAINING_SEED, number, augment=False)
-    labels = dseg_codes(case.classes.numpy(), bench.grid)
+    labels = dseg_codes(case.measured.numpy(), bench.grid)
     back = base.inverse(bench.to_template(case))
     on = base.channels(case.labels.numpy(), case.t1w.numpy())
     coarse = bench.voxel_size * bench.recipe.label_pool
@@ -235,7 +235,8 @@ def evaluate_person(
     """All figures of one person."""
     case = simulate_case(which, bench.tracers, bench.voxel_size, PEOPLE_SEED + seed, number, augment=False)
     classes = case.classes.numpy()
-    labels, brain = dseg_codes(classes, bench.grid), (classes > 0) & (classes < n_classes())
+    labels = dseg_codes(case.measured.numpy(), bench.grid)
+    brain = labels > 0
     where = bench.to_template(case)
     window = image.taper(brain, bench.voxel_size)
     out = {
@@ -286,7 +287,7 @@ def sensitivity_person(
 ) -> dict[str, np.ndarray]:
     """Change of the target SUVR per variable moved up by one SD, and when it is missing, with the same noise."""
     case = simulate_case(which, (), bench.voxel_size, PEOPLE_SEED + seed, number, augment=False)
-    labels = dseg_codes(case.classes.numpy(), bench.grid)
+    labels = dseg_codes(case.measured.numpy(), bench.grid)
 
     def target(record: Record, tracer: str) -> float:
         volumes = model.sample(case.t1w[None], case.labels[None], record, tracer, draws, number)

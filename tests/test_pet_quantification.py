@@ -134,6 +134,18 @@ def test_probability_of_what_comes_next_is_uniform():
     assert stats.kstest(probabilities, "uniform").pvalue > 0.001
 
 
+def test_many_samples_in_two_groups_give_the_share_of_the_upper_one():
+    random = np.random.default_rng(4)
+    groups = [np.concatenate([random.normal(0, 4, 190), random.normal(60, 10, 66)]) for _ in range(50)]
+    found = np.mean([probability_above(samples, 20.0) for samples in groups])
+    assert found == pytest.approx(66 / 256, abs=0.01)
+    # a normal distribution of the same mean and spread would say less than .4 only by chance
+    assert np.mean([probability_above(samples[::4], 20.0) for samples in groups]) > 0.35
+    calm = random.normal(25, 2, 256)
+    assert probability_above(calm, 20.0) > 0.99
+    assert probability_above(calm, 20.0, spread_factor=5) == pytest.approx(stats.norm.sf(-0.5), abs=0.08)
+
+
 def test_probability_is_monotone_and_half_at_the_mean():
     samples = np.array([10.0, 18, 25, 31])
     falling = [probability_above(samples, threshold) for threshold in np.linspace(-50, 90, 29)]

@@ -54,12 +54,12 @@ def phantom_heads(n: int = 3) -> Heads:
     brain = np.where(classes < CLASSES, classes, 0)
     shares = np.stack([(brain == k).reshape(16, 2, 24, 2, 16, 2).mean((1, 3, 5)) for k in range(CLASSES)])
     names = tuple(["IXI001", "IXI002", "IXI353"][:n])
-    stack = [np.stack([a] * n) for a in (t1w, classes, (shares * 255).round().astype(np.uint8))]
+    stack = [np.stack([a] * n) for a in (t1w, classes, brain.astype(np.uint8), (shares * 255).round().astype(np.uint8))]
     return Heads(*stack, names)
 
 
 def save(heads: Heads, path):
-    np.savez(path, t1w=heads.t1w, classes=heads.classes, probabilities=heads.probabilities, names=np.array(heads.names))
+    np.savez(path, **{name: np.asarray(value) for name, value in vars(heads).items()})
     return path
 
 
@@ -90,7 +90,9 @@ def test_intensity_changes_keep_white_matter_near_one():
 
 def fake_case(number: int) -> SimulatedCase:
     value = torch.full((4, 4, 4), float(number))
-    return SimulatedCase("h", value, value.long(), value[None] * 0, {"age": number}, {}, {"AV45": value, "FDG": -value})
+    return SimulatedCase(
+        "h", value, value.long(), value.long(), value[None] * 0, {"age": number}, {}, {"AV45": value, "FDG": -value}
+    )
 
 
 def test_the_pool_moves_on_and_is_the_same_after_a_restart():
@@ -192,7 +194,7 @@ def test_evaluation_of_a_perfect_model():
     for load in (0.0, 90.0):
         scan = torch.rand(SHAPE, generator=rng) + torch.where(reference, 0, load / 100)
         scan[reference] += 1 - scan[reference].mean()
-        cases.append(SimulatedCase("h", scan, classes, classes[None], {}, {"centiloid": load}, {"AV45": scan}))
+        cases.append(SimulatedCase("h", scan, classes, classes, classes[None], {}, {"centiloid": load}, {"AV45": scan}))
 
     class Perfect:
         tracers = ("AV45",)

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
+#: Samples from which on their own distribution is known better than a normal one would tell it.
+MANY = 100
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -50,7 +53,15 @@ def predictive(samples: np.ndarray, spread_factor: float = 1.0) -> Estimate:
 
 
 def probability_above(samples: np.ndarray, threshold: float, spread_factor: float = 1.0) -> float | None:
-    """Probability that one more sample exceeds a threshold, from the same Student-t; None with a single sample."""
+    """Probability that one more sample exceeds a threshold; None with a single sample.
+
+    From the same Student-t for a few samples. :data:`MANY` speak for themselves, by the rank that the threshold has
+    among them: people near a threshold are often either well below or well above it.
+    """
+    if len(samples) >= MANY:
+        mean = np.mean(samples)
+        above = int((mean + spread_factor * (np.asarray(samples) - mean) > threshold).sum())
+        return (above + 0.5) / (len(samples) + 1)
     scale = _scale(samples, spread_factor)
     if scale is None:
         return None

@@ -34,6 +34,7 @@ def simulate_pet(
     generator: Generator,
     voxel_size: float = 2.0,
     noise: bool = True,
+    measured: Tensor | None = None,
 ) -> Tensor:
     """Simulated PET of people whose anatomy the labels are.
 
@@ -53,6 +54,9 @@ def simulate_pet(
         In mm, isotropic.
     noise
         False leaves out counting noise, misregistration and the site's error: uptake and resolution only.
+    measured
+        Labels of the same heads, same shape, in which the reference and target regions are measured, if others than
+        those that the scan is made from.
 
     Returns
     -------
@@ -77,7 +81,8 @@ def simulate_pet(
     device, batch = labels.device, len(labels)
     uptake = tissue_values(people, tracer)
     base, change = uptake.base.to(device), uptake.change.to(device)
-    reference = reference_mask(labels, tracer, voxel_size)
+    measured = labels if measured is None else measured
+    reference = reference_mask(measured, tracer, voxel_size)
     if not bool(reference.flatten(1).any(1).all()):
         raise ValueError(f"a label map lacks the reference region of {tracer}")
     painted = with_choroid_plexus(labels, voxel_size) if tracer_of(tracer).target_class == "tau" else labels
@@ -97,7 +102,7 @@ def simulate_pet(
 
     if uptake.target_ratio is not None:
         scale = _scale_to_ratio(
-            still, moved, target_mask(labels, tracer, voxel_size), reference, uptake.target_ratio.to(device)
+            still, moved, target_mask(measured, tracer, voxel_size), reference, uptake.target_ratio.to(device)
         )
         moved = moved * scale[:, None, None, None]
     pet = (still + moved).clamp(min=0)

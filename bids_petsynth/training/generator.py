@@ -175,11 +175,11 @@ def evaluate(
         truth, drawn, composite, correlation = [], [], [], []
         for number, case in enumerate(cases):
             volumes = synthesizer.sample(case.t1w[None], case.labels[None], case.record, tracer, n_draws, number)
-            reference = reference_mask(case.classes[None], tracer, voxel_size)[0].numpy()
+            reference = reference_mask(case.measured[None], tracer, voxel_size)[0].numpy()
             # as participant does; a draw without uptake there stays as it is
             scale = volumes[:, reference].mean(1) if reference.any() else np.ones(n_draws)
             volumes = volumes / np.where(scale > 0.1, scale, 1)[:, None, None, None]
-            classes, scan = case.classes.numpy(), case.pet[tracer].numpy()
+            classes, scan = case.measured.numpy(), case.pet[tracer].numpy()
             means, true = region_means(volumes, classes)[:, 1:], region_means(scan[None], classes)[:, 1:]
             truth.append(true[0])
             drawn.append(means)

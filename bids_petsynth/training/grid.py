@@ -94,24 +94,28 @@ def make_template(heads: Path) -> None:
 
 
 def prepare_heads(dataset: Path, heads: Path, out: Path) -> None:
-    """Write ``out`` (npz): T1w, DLMUSE classes with soft-tissue clusters, network probabilities, on the model grid."""
+    """Write ``out`` (npz): T1w, DLMUSE classes with soft-tissue clusters, the network's classes and probabilities.
+
+    All on the model grid.
+    """
     from bids_petsynth.anatomy.head import analyse_head
+    from bids_petsynth.simulation.uptake import classes_of
 
     stored = np.load(heads)
     by_name = dict(zip(stored["names"].tolist(), stored["classes"], strict=True))
-    t1ws, classes, probabilities, names = [], [], [], []
+    t1ws, classes, measured, probabilities, names = [], [], [], [], []
     for path in sorted(dataset.glob("sub-*/anat/*_T1w.nii.gz")):
         name = path.name.split("_")[0].removeprefix("sub-")
         head = analyse_head(read_t1w(path, f"sub-{name}"), f"sub-{name}", LABEL_SHAPE, LABEL_SPACING)
         t1ws.append(head.anatomy.t1w.astype(np.float16))
         p = torch.from_numpy(head.anatomy.probabilities.astype(np.float32))[None]
         probabilities.append((F.avg_pool3d(p, 2)[0] * 255).round().byte().numpy())
+        measured.append(classes_of(torch.from_numpy(head.anatomy.labels)).numpy().astype(np.uint8))
         classes.append(_classes_on(by_name[name], path, head.anatomy.grid))
         names.append(name)
         print(name, {k: round(v, 3) for k, v in list(head.anatomy.quality.items())[:4]}, flush=True)
-    np.savez_compressed(
-        out, t1w=np.stack(t1ws), classes=np.stack(classes), probabilities=np.stack(probabilities), names=np.array(names)
-    )
+    arrays = {"t1w": t1ws, "classes": classes, "measured": measured, "probabilities": probabilities, "names": names}
+    np.savez_compressed(out, **{name: np.stack(values) for name, values in arrays.items()})
 
 
 def _classes_on(classes: np.ndarray, path: Path, grid) -> np.ndarray:

@@ -38,6 +38,9 @@ class Heads:
         ``(H, X, Y, Z)`` float16, white matter median 1.
     classes
         ``(H, X, Y, Z)`` uint8: the labels that PET is simulated from; values above the regions lie outside the brain.
+    measured
+        ``(H, X, Y, Z)`` uint8: the labelling network's classes, in which PET is measured. That they are others than
+        those it is made from lets the network's errors show.
     probabilities
         ``(H, C, X/p, Y/p, Z/p)`` uint8: the labelling network's probabilities × 255, averaged over ``p``³ voxels.
     names
@@ -46,6 +49,7 @@ class Heads:
 
     t1w: np.ndarray
     classes: np.ndarray
+    measured: np.ndarray
     probabilities: np.ndarray
     names: tuple[str, ...]
 
@@ -56,11 +60,11 @@ class Heads:
         """The heads whose name ``keep`` accepts."""
         which = [i for i, name in enumerate(self.names) if keep(name)]
         names = tuple(self.names[i] for i in which)
-        return Heads(self.t1w[which], self.classes[which], self.probabilities[which], names)
+        return Heads(self.t1w[which], self.classes[which], self.measured[which], self.probabilities[which], names)
 
 
 def load_heads(path: Path, recipe: Recipe) -> Heads:
-    """Read prepared arrays (npz with ``t1w``, ``classes``, ``probabilities``, ``names``).
+    """Read prepared arrays (npz with ``t1w``, ``classes``, ``measured``, ``probabilities``, ``names``).
 
     Raises
     ------
@@ -68,10 +72,11 @@ def load_heads(path: Path, recipe: Recipe) -> Heads:
         If an array is missing or does not fit the recipe's grid.
     """
     with np.load(path, allow_pickle=False) as file:
-        missing = {"t1w", "classes", "probabilities", "names"} - set(file.files)
+        missing = {"t1w", "classes", "measured", "probabilities", "names"} - set(file.files)
         if missing:
             raise UsageError(f"{path} lacks the array {min(missing)}; prepare the heads again.")
-        heads = Heads(file["t1w"], file["classes"], file["probabilities"], tuple(map(str, file["names"])))
+        names = tuple(map(str, file["names"]))
+        heads = Heads(file["t1w"], file["classes"], file["measured"], file["probabilities"], names)
     pooled = tuple(n // recipe.label_pool for n in recipe.grid.shape)
     if heads.t1w.shape[1:] != tuple(recipe.grid.shape) or heads.probabilities.shape[2:] != pooled:
         raise UsageError(
@@ -86,6 +91,7 @@ def load_heads(path: Path, recipe: Recipe) -> Heads:
 class SimulatedCase:
     """One simulated person on one deformed head: inputs, record and true scans.
 
+    ``classes`` are the labels that the scans are made from, ``measured`` those in which they are measured.
     ``pet`` maps tracers to ``(X, Y, Z)`` SUVR; ``truth`` holds traits that no model sees (``centiloid`` …);
     ``coordinates (3, X, Y, Z)`` tells where each voxel comes from in the head as it was (see :func:`pull`).
     """
@@ -93,6 +99,7 @@ class SimulatedCase:
     head: str
     t1w: Tensor
     classes: Tensor
+    measured: Tensor
     labels: Tensor
     record: Record
     truth: Record
@@ -125,11 +132,14 @@ def _shape_and_person(
     return people, record, truth, _divided(moved[0])
 
 
-def _scan(classes: Tensor, people: object, tracer: str, generator: Generator, voxel_size: float) -> Tensor:
+def _scan(
+    classes: Tensor, measured: Tensor, people: object, tracer: str, generator: Generator, voxel_size: float
+) -> Tensor:
     """A simulated scan in SUVR: the one place that calls the simulation's scanner."""
     from bids_petsynth.simulation.scanner import simulate_pet
 
-    return simulate_pet(classes[None].long(), people, tracer, generator, voxel_size=voxel_size, noise=True)[0].float()
+    labels = classes[None].long()
+    return simulate_pet(labels, people, tracer, generator, voxel_size, measured=measured[None].long())[0].float()
 
 
 def identity_coordinates(shape: Sequence[int]) -> Tensor:
@@ -188,15 +198,16 @@ def simulate_case(
     if augment:
         coordinates = jitter(coordinates, generator)
     t1w = pull(torch.from_numpy(heads.t1w[pick])[None], coordinates)[0]
-    moved = pull(classes[None], coordinates, "nearest")[0].round().long()
+    measured = torch.from_numpy(heads.measured[pick].astype(np.int64))
+    both = pull(torch.stack([classes, measured]), coordinates, "nearest").round().long()
     probabilities = torch.from_numpy(heads.probabilities[pick]).float() / 255
     coarse = F.avg_pool3d(coordinates[None], classes.shape[0] // probabilities.shape[1])[0]
     labels = pull(probabilities, coarse)
     labels[0] = (1 - labels[1:].sum(0)).clamp(min=0)
     if augment:
         t1w = vary_intensity(t1w, generator)
-    pet = {tracer: _scan(moved, people, tracer, generator, voxel_size) for tracer in tracers}
-    return SimulatedCase(heads.names[pick], t1w, moved, labels, record, truth, pet, coordinates)
+    pet = {tracer: _scan(*both, people, tracer, generator, voxel_size) for tracer in tracers}
+    return SimulatedCase(heads.names[pick], t1w, *both, labels, record, truth, pet, coordinates)
 
 
 def dseg_codes(classes: np.ndarray, grid: Grid) -> np.ndarray:

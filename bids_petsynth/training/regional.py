@@ -61,8 +61,11 @@ def simulate_regions(
     spread of each region over people is measured on :data:`PAIRED_PEOPLE` of them and undone in all.
     """
     t1w = F.avg_pool3d(torch.from_numpy(heads.t1w).float()[:, None], 2)[:, 0].numpy()
-    classes = most_common(torch.from_numpy(heads.classes.astype(np.int64))).numpy().astype(np.uint8)
-    coarse = Heads(t1w, classes, heads.probabilities, heads.names)
+    halved = (
+        most_common(torch.from_numpy(a.astype(np.int64))).numpy().astype(np.uint8)
+        for a in (heads.classes, heads.measured)
+    )
+    coarse = Heads(t1w, *halved, heads.probabilities, heads.names)
     pieces = [range(start, min(n, start + 100)) for start in range(0, n, 100)]
     paired = min(n, PAIRED_PEOPLE)
     jobs = [(heads, tracers, voxel_size, seed, range(k, min(paired, k + 10))) for k in range(0, paired, 10)]
@@ -110,7 +113,7 @@ def _measure(heads: Heads, tracers: Sequence[str], voxel_size: float, seed: int,
     for row, number in zip(out, numbers, strict=True):
         case = simulate_case(heads, tracers, voxel_size, seed, number, augment=False)
         grid = template_grid(tuple(case.classes.shape), voxel_size)
-        codes = dseg_codes(case.classes.numpy(), grid)
+        codes = dseg_codes(case.measured.numpy(), grid)
         for place, name in enumerate(tracers):
             present, means, _ = region_means(case.pet[name][None].numpy(), codes, grid)
             row[place, present] = means[0]
