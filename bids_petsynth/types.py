@@ -147,3 +147,42 @@ class Foreseen:
 
     few: np.ndarray
     many: np.ndarray
+
+
+@dataclass(frozen=True)
+class PetScan:
+    """One real PET scan as found in a dataset.
+
+    Attributes
+    ----------
+    participant, session
+        Labels without ``sub-``/``ses-``; ``session`` is None in a dataset without sessions.
+    tracer
+        Canonical name (``data/tracers.tsv``), or as the dataset spells it if the table lacks it.
+    path
+        The image; may dangle or be unreadable, then there is a ``problem``.
+    sidecar
+        What its JSON sidecars say, inheritance applied.
+    date
+        Date of the scan (ISO), if known.
+    prepared
+        True if it lies on the T1w already and is motion-corrected (a PETPrep derivative).
+    notes, problem
+        As in :class:`Case`.
+    """
+
+    participant: str
+    session: str | None
+    tracer: str
+    path: Path
+    sidecar: Mapping[str, Any] = field(default_factory=dict)
+    date: str | None = None
+    prepared: bool = False
+    notes: tuple[str, ...] = ()
+    problem: str | None = None
+
+    @property
+    def label(self) -> str:
+        """``sub-01_ses-1_trc-AV45``: how messages and outputs name it."""
+        session = f"_ses-{self.session}" if self.session else ""
+        return f"sub-{self.participant}{session}_trc-{self.tracer}"
