@@ -282,30 +282,6 @@ def through_codec(model: Synthesizer, scan: np.ndarray) -> np.ndarray:
     return model.space.decode(latent)[0].cpu().numpy()
 
 
-def sensitivity_person(
-    bench: Bench, which: Heads, model: Synthesizer, number: int, seed: int, draws: int
-) -> dict[str, np.ndarray]:
-    """Change of the target SUVR per variable moved up by one SD, and when it is missing, with the same noise."""
-    case = simulate_case(which, (), bench.voxel_size, PEOPLE_SEED + seed, number, augment=False)
-    labels = dseg_codes(case.measured.numpy(), bench.grid)
-
-    def target(record: Record, tracer: str) -> float:
-        volumes = model.sample(case.t1w[None], case.labels[None], record, tracer, draws, number)
-        spec = tracer_named(tracer)
-        return measure(normalise(volumes, labels, bench.grid, spec), labels, bench.grid, spec)[1].mean()
-
-    out = {"head": np.array(case.head)}
-    for tracer in bench.tracers:
-        usual = target(case.record, tracer)
-        for spec, sd in zip(bench.recipe.conditioning.variables, model.model.variables.sd, strict=True):
-            value = case.record[spec.name]
-            moved = value * np.exp(sd) if spec.transform == "log" else value + sd
-            dropped = {name: v for name, v in case.record.items() if name != spec.name}
-            out[f"{tracer}/moved/{spec.name}"] = target(case.record | {spec.name: moved}, tracer) - usual
-            out[f"{tracer}/dropped/{spec.name}"] = target(dropped, tracer) - usual
-    return out
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Make what is missing under OUT."""
     torch.set_num_threads(arguments.threads)
@@ -344,14 +320,8 @@ def run(arguments: argparse.Namespace) -> None:
         if not path.is_file():
             save(path, evaluate_person(bench, which, model, fitted, number, arguments.seed, arguments.draws))
 
-    def moved(number: int) -> None:
-        path = out / "sensitivity" / f"{number:05d}.npz"
-        if not path.is_file():
-            save(path, sensitivity_person(bench, which, model, number, arguments.seed, min(2, arguments.draws)))
-
     first, step = arguments.part
     timed(person, range(first - 1, arguments.people, step), "people")
-    timed(moved, range(first - 1, arguments.sensitivity, step), "people for the sensitivity")
 
 
 def timed(work: Callable[[int], None], numbers: range, what: str) -> None:
@@ -397,7 +367,6 @@ def main() -> None:
     one.add_argument("--tracers", nargs="+", help="all of the model's by default")
     one.add_argument("--heads", choices=["unseen", "seen"], default="unseen")
     one.add_argument("--training", type=int, default=300, help="people that the baselines learn from")
-    one.add_argument("--sensitivity", type=int, default=20, help="people whose variables are moved and dropped")
     one.add_argument("--part", type=part, default=(1, 1), help="K/N: every N-th person, for N runs at once")
     one.add_argument("--device", default="cpu")
     one.add_argument("--threads", type=int, default=1)

@@ -102,7 +102,6 @@ def print_tables(out: Path, recipe: Recipe) -> None:
             for variant in VARIANTS:
                 if f"{tracer}/{variant}/{method}/regional" in results.files[0]:
                     print(method_row(results, tracer, variant, method, population))
-    sensitivity_table(out, plan)
 
 
 def prediction_rows(results: Results, tracer: str, found: dict | None) -> Iterator[str]:
@@ -232,19 +231,3 @@ def method_row(results: Results, tracer: str, variant: str, method: str, populat
         f"{regional.residual_correlation(ours, true, population):.3f}",
     ]
     return f"| {method} | {variant} | " + " | ".join(figures) + " |"
-
-
-def sensitivity_table(out: Path, plan: dict) -> None:
-    """Change of the target SUVR per variable."""
-    files = [dict(np.load(path)) for path in sorted((out / "sensitivity").glob("[0-9]*[0-9].npz"))]
-    if not files:
-        return
-    heads = np.array([str(file["head"]) for file in files])
-    for tracer in plan["tracers"]:
-        print(f"\n{tracer}: change of the target SUVR, {len(files)} people\n")
-        print("| variable | moved up by one SD | dropped: mean absolute change |\n|---|---|---|")
-        for name in plan["variables"]:
-            moved, dropped = (np.array([f[f"{tracer}/{kind}/{name}"] for f in files]) for kind in ("moved", "dropped"))
-            up = bootstrap(lambda i, m=moved: m[i].mean(), heads)
-            off = bootstrap(lambda i, d=dropped: np.abs(d[i]).mean(), heads)
-            print(f"| {name} | {up} | {off} |")

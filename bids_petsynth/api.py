@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_petsynth.anatomy.head import Head, analyse_head
-from bids_petsynth.anatomy.regions import all_regions, codes_of, region_index
+from bids_petsynth.anatomy.regions import class_weights
 from bids_petsynth.anatomy.volume import Volume, read_t1w
 from bids_petsynth.bids.sidecars import Synthesis, pet_sidecar
 from bids_petsynth.bids.sink import Sink
@@ -21,6 +20,7 @@ from bids_petsynth.clinical.limits import untold
 from bids_petsynth.clinical.variables import variables as clinical_variables
 from bids_petsynth.models.conditioning import used_variables
 from bids_petsynth.models.folder import Model
+from bids_petsynth.models.sensitivity import moved_by
 from bids_petsynth.models.synthesizer import Synthesizer as Generator
 from bids_petsynth.models.synthesizer import check_tracer, pool_labels
 from bids_petsynth.pet.quantification import Quantification, normalise, quantify, suvr_rows
@@ -254,49 +254,29 @@ def sensitivity(
     Returns
     -------
     list
-        For each variable that the model takes: its name, status and unit; ``change``, the target SUVR with its value
-        minus without it; ``per_sd``, the change when its value (or the logarithm, as the recipe says) rises by one
-        standard deviation of the training people. Both are None for a missing variable. All are means over the same
-        ``n`` draws of the regional flow, so that differences are not noise. They are rounded to .01: told exactly, they
-        would give the record's values away.
+        For each variable that the model takes: its name, status, unit, ``change`` and ``per_sd`` (see
+        ``models.sensitivity``), None for a missing variable. They are rounded to .01: told exactly, they would give the
+        record's values away.
     """
     spec, model = tracer_named(tracer), generator.model
-    variables = model.recipe.conditioning.variables
-    used = used_variables(record, variables)
+    used = used_variables(record, model.recipe.conditioning.variables)
     known = {name: record.get(name) for name, status in used.items() if status != "missing"}
+    volumes = generator.volumes(anatomy)
     target, reference = (
-        _class_weights(anatomy.labels, names, model.classes)
+        class_weights(names, volumes[0].numpy())
         for names in (targets()[spec.default_target].regions, spec.reference_regions)
     )
-
-    volumes = generator.volumes(anatomy)
-
-    def suvr(values: Mapping[str, float]) -> float:
-        means = generator.regional_draws(values, tracer, volumes, seed, n).numpy()
-        return float(((means @ target) / (means @ reference)).mean())
-
-    rows: list[dict[str, float | str | None]] = []
-    full = suvr(known)
-    for variable, sd in zip(variables, model.variables.sd, strict=True):
-        name = variable.name
-        row = {"variable": name, "status": used[name], "unit": clinical_variables()[name].unit.name}
-        row |= {"change": None, "per_sd": None}
-        if name in known:
-            value = known[name]
-            more = value * math.exp(sd) if variable.transform == "log" else value + sd
-            without = {other: v for other, v in known.items() if other != name}
-            row |= {"change": round(full - suvr(without), 2), "per_sd": round(suvr(known | {name: more}) - full, 2)}
-        rows.append(row)
-    return rows
-
-
-def _class_weights(labels: np.ndarray, names: Sequence[str], classes: int) -> np.ndarray:
-    """Weights ``(classes,)`` that average side-less classes over the named regions by their volume in this head."""
-    index, cut = region_index(), {region.name: region.cut_from for region in all_regions()}
-    weights = np.zeros(classes)
-    for name in names:
-        weights[index[cut[name] or name]] += np.isin(labels, codes_of(name)).sum()
-    return weights / weights.sum()
+    found = moved_by(generator, known, tracer, volumes, target, reference, seed, n)
+    return [
+        {
+            "variable": name,
+            "status": status,
+            "unit": clinical_variables()[name].unit.name,
+            "change": round(found[name].change, 2) if name in found else None,
+            "per_sd": round(found[name].per_sd, 2) if name in found else None,
+        }
+        for name, status in used.items()
+    ]
 
 
 def record_from(values: Mapping[str, float | str]) -> ClinicalRecord:

@@ -9,23 +9,11 @@ import pytest
 import torch
 from models_small import small_model
 
-from bids_petsynth.anatomy.regions import LEFT, RIGHT, n_classes, region_index
-from bids_petsynth.api import _class_weights, sensitivity
-from bids_petsynth.types import Anatomy, ClinicalRecord, Grid, Value
+from bids_petsynth.anatomy.regions import class_weights, n_classes, region_index
+from bids_petsynth.api import sensitivity
+from bids_petsynth.types import ClinicalRecord, Value
 
 INDEX = region_index()
-
-
-@pytest.fixture
-def anatomy() -> Anatomy:
-    """Two target regions (one twice as large as the other) and the whole cerebellum with its cut part."""
-    labels = np.zeros((10, 10, 10), np.uint8)
-    labels[0] = LEFT + INDEX["precuneus"]
-    labels[1] = RIGHT + INDEX["precuneus"]
-    labels[2] = LEFT + INDEX["middle_frontal"]
-    labels[3] = LEFT + INDEX["cerebellar_grey"]
-    labels[4] = LEFT + INDEX["cerebellar_grey_inferior"]
-    return Anatomy(np.ones(labels.shape), labels, np.zeros(0), Grid(labels.shape, np.eye(4)))
 
 
 class Known:
@@ -34,7 +22,10 @@ class Known:
     model = small_model()
 
     def volumes(self, anatomy):
-        return None
+        """The same for all regions but the rest of the target's, which are absent."""
+        sizes = torch.zeros(1, n_classes())
+        sizes[0, [INDEX[name] for name in ("precuneus", "middle_frontal", "cerebellar_grey")]] = 3
+        return sizes
 
     def regional_draws(self, values, tracer, volumes, seed, n):
         load = 1 + 0.1 * math.log(values.get("ptau217_lumipulse", 1.0)) + 0.02 * (values.get("age", 70.0) - 70)
@@ -44,11 +35,11 @@ class Known:
         return torch.from_numpy(means + np.linspace(-0.01, 0.01, n)[:, None] * (means < 2))
 
 
-def test_change_and_step_of_each_variable(anatomy):
+def test_change_and_step_of_each_variable():
     Known.model = type(Known.model)(**{**vars(Known.model), "classes": n_classes()})
     values = {"age": 75.0, "ptau217_lumipulse": math.e}
     record = ClinicalRecord({k: Value(k, v, "converted" if k == "age" else "found") for k, v in values.items()})
-    rows = {row["variable"]: row for row in sensitivity(Known(), anatomy, record, "AV45", seed=0)}
+    rows = {row["variable"]: row for row in sensitivity(Known(), None, record, "AV45", seed=0)}
     assert set(rows) == {spec.name for spec in Known.model.recipe.conditioning.variables}
     sd = dict(zip(rows, Known.model.variables.sd, strict=True))
     # a sum of two effects, halved by the reference
@@ -60,8 +51,11 @@ def test_change_and_step_of_each_variable(anatomy):
     assert rows["sex"]["status"] == "missing" and rows["sex"]["change"] is None and rows["sex"]["per_sd"] is None
 
 
-def test_regions_count_by_their_volume_and_cut_ones_with_their_parent(anatomy):
-    weights = _class_weights(anatomy.labels, ("precuneus", "middle_frontal"), n_classes())
+def test_regions_count_by_their_volume_and_cut_ones_with_their_parent():
+    volumes = np.ones(n_classes())
+    volumes[INDEX["precuneus"]] = 2
+    weights = class_weights(("precuneus", "middle_frontal"), volumes)
     assert weights[INDEX["precuneus"]] == pytest.approx(2 / 3) and weights.sum() == pytest.approx(1)
-    inferior = _class_weights(anatomy.labels, ("cerebellar_grey_inferior",), n_classes())
+    inferior = class_weights(("cerebellar_grey_inferior",), volumes)
     assert inferior[INDEX["cerebellar_grey"]] == 1
+    assert class_weights(("precuneus", "middle_frontal"), np.zeros(n_classes())).max() == 0.5

@@ -7,8 +7,11 @@ region keeps its index, its left part is ``100 + index`` and its right part ``20
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+
+import numpy as np
 
 from bids_petsynth.tables import read_table
 
@@ -95,3 +98,17 @@ def codes_of(*names: str) -> tuple[int, ...]:
     if unknown:
         raise KeyError(f"no such region: {', '.join(sorted(unknown))}")
     return tuple(code for code, _, _, region in lookup() if region.name in names or region.cut_from in names)
+
+
+def class_weights(names: Sequence[str], volumes: np.ndarray) -> np.ndarray:
+    """Weights ``(classes,)``, summing to 1, that average classes over named regions by their ``volumes (classes,)``.
+
+    A region that is cut from another counts as that one. If a head has none of them, they count the same.
+    """
+    index, cut = region_index(), {region.name: region.cut_from for region in all_regions()}
+    weights = np.zeros(n_classes())
+    chosen = sorted({index[cut[name] or name] for name in names})
+    weights[chosen] = np.asarray(volumes)[chosen]
+    if not weights.any():
+        weights[chosen] = 1
+    return weights / weights.sum()

@@ -31,12 +31,13 @@ from bids_petsynth.models.conditioning import (
     tracer_index,
     withhold,
 )
-from bids_petsynth.models.denoiser import Denoiser, Sources, parameters_in_millions
+from bids_petsynth.models.denoiser import Denoiser, Sources
 from bids_petsynth.models.folder import Model, build_regional, save_model
 from bids_petsynth.models.process import flow_loss, interpolate, training_times
 from bids_petsynth.models.recipe import AutoencoderSpec, Recipe, load_recipe
 from bids_petsynth.models.regional import Condition
 from bids_petsynth.models.synthesizer import Synthesizer
+from bids_petsynth.training.card import model_card, sensitivity_figures
 from bids_petsynth.training.labelling import UNSEEN
 from bids_petsynth.training.loop import Loop, Loss, State, write_atomically
 from bids_petsynth.training.pairs import Heads, Pool, Record, SimulatedCase, draw_records, load_heads, simulate_case
@@ -49,6 +50,8 @@ CORTEX_LOBES = ("frontal", "parietal", "temporal", "cingulate")
 EVALUATION_SEED, CALIBRATION_PEOPLE = 1_000_000, 8
 #: People on unseen heads whose regional means alone are simulated, to calibrate the spread of the draws.
 REGIONAL_CALIBRATION_PEOPLE = 300
+#: Of these, those with whom the card's sensitivity is measured.
+SENSITIVITY_PEOPLE = 60
 #: Simulated people whose regional SUVR the model folder tells as the training range.
 RANGE_PEOPLE = 200
 
@@ -220,59 +223,6 @@ def evaluation_cases(heads: Heads, recipe: Recipe, n: int) -> list[SimulatedCase
     return cases
 
 
-def model_card(
-    model: Model, figures: dict[str, dict[str, float]], minutes: float, steps: int, unseen: Sequence[str]
-) -> str:
-    """``MODEL_CARD.md`` filled from the run."""
-    recipe = model.recipe
-    rows = [
-        f"| {tracer} | {f['mae']:.3f} | {f['mae_of_mean']:.3f} | {f['bias']:+.3f} | {f['voxel_r']:.3f} | "
-        f"{f.get('true_negative', np.nan):.2f} / {f.get('synthetic_negative', np.nan):.2f} | "
-        f"{f.get('true_positive', np.nan):.2f} / {f.get('synthetic_positive', np.nan):.2f} | "
-        f"{model.spread[tracer]:.2f} |"
-        for tracer, f in figures.items()
-    ]
-    grid = f"{' × '.join(map(str, recipe.grid.shape))} voxels of {recipe.grid.voxel_size:g} mm"
-    columns = "\n".join(f"- `{spec.name}` ({spec.transform})" for spec in recipe.conditioning.variables)
-    return f"""# Model card: {recipe.name} (demonstration)
-
-**This is a demonstration model. It was trained on simulated PET only and has never seen a real PET scan.** Its output
-looks like PET and follows the simulation's rules; it says nothing about a patient. Never use it for diagnosis,
-treatment or scientific conclusions about people. A model trained on a site's own paired scans takes its place with
-`--model`.
-
-## What it is
-{recipe.title}. {parameters_in_millions(model.denoiser):.1f} million parameters. Sources: {recipe.source}.
-
-## Training data
-- Anatomy: T1w scans of {len(model.heads)} people of the IXI data set (https://brain-development.org/ixi-dataset/),
-  licence CC BY-SA 3.0: {", ".join(model.heads)}. Never seen, kept for evaluation: {", ".join(unseen)}.
-- PET, blood and clinical values: simulated (`bids_petsynth.simulation`), no real ones.
-- The weights derive from those scans and are shared under CC BY-SA 3.0 too.
-
-## Tracers
-{", ".join(recipe.tracers)}, in SUVR on a grid of {grid}.
-
-## Conditioning
-T1w, label probabilities, tracer, and of the record (any may be missing; simulated on the named assay's scale):
-
-{columns}
-
-## Figures on simulated people with unseen heads
-Regional SUVR over all regions; the baseline predicts every region's mean over the same people.
-
-| tracer | MAE | baseline | bias | voxel r | cortex, negative: true / synthetic | positive: the same | spread factor |
-|---|---|---|---|---|---|---|---|
-{chr(10).join(rows)}
-
-They verify the software on its own simulation; they are no evidence on real scans.
-
-## Training
-`python -m bids_petsynth.training.generator ARRAYS OUT --recipe {recipe.name} --minutes {minutes:g}`: {steps} steps of
-{recipe.training.batch} examples, seed {recipe.training.seed}, finished {model.version}.
-"""
-
-
 def train(
     arrays: Path, out: Path, recipe: Recipe, minutes: float | None, resume: bool, device: str, validate: float
 ) -> None:
@@ -317,12 +267,15 @@ def train(
     trained = replace(model, denoiser=loop.ema)
     cases = evaluation_cases(unseen, recipe, CALIBRATION_PEOPLE)
     figures, spread = evaluate(Synthesizer(trained, device), cases, 4, recipe.grid.voxel_size)
+    sensitivity = {}
     if model.regional is not None:
         args = (unseen, recipe.tracers, recipe.grid.voxel_size, REGIONAL_CALIBRATION_PEOPLE, EVALUATION_SEED)
-        spread = regional_spread(Synthesizer(trained, device), simulate_regions(*args, workers()))
+        people = simulate_regions(*args, workers())
+        spread = regional_spread(Synthesizer(trained, device), people)
+        sensitivity = sensitivity_figures(Synthesizer(trained, device), people.first(SENSITIVITY_PEOPLE))
     args = (seen, recipe.tracers, recipe.grid.voxel_size, RANGE_PEOPLE, spec.seed, workers())
     trained = replace(trained, spread=spread, ranges=training_ranges(*args))
-    card = model_card(trained, figures, loop.state.elapsed / 60, loop.state.step, unseen.names)
+    card = model_card(trained, figures, sensitivity, loop.state.elapsed / 60, loop.state.step, unseen.names)
     save_model(replace(trained, card=card), out / "model")
     (out / "figures.json").write_text(json.dumps({"figures": figures, "spread": spread}, indent=2) + "\n")
 

@@ -34,6 +34,10 @@ class RegionalPeople:
     means: Tensor
     volumes: Tensor
 
+    def first(self, n: int) -> RegionalPeople:
+        """The first ``n`` of them."""
+        return RegionalPeople(self.records[:n], self.means[:n], self.volumes[:n])
+
 
 #: People simulated at both resolutions, to take what the coarse one changes off the regional means.
 PAIRED_PEOPLE = 200

@@ -1,0 +1,114 @@
+"""The model card, filled from the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from bids_petsynth.anatomy.regions import class_weights
+from bids_petsynth.models.denoiser import parameters_in_millions
+from bids_petsynth.models.folder import Model
+from bids_petsynth.models.sensitivity import moved_by
+from bids_petsynth.models.synthesizer import Synthesizer
+from bids_petsynth.pet.tracers import targets
+from bids_petsynth.pet.tracers import tracer as tracer_named
+from bids_petsynth.training.regional import RegionalPeople
+
+
+def sensitivity_figures(synthesizer: Synthesizer, people: RegionalPeople) -> dict[str, dict[str, tuple[float, float]]]:
+    """By tracer and variable: mean change of the target SUVR per SD, and mean absolute change when it is dropped."""
+    out = {}
+    for name in synthesizer.tracers:
+        spec = tracer_named(name)
+        moved = []
+        for number, (record, volumes) in enumerate(zip(people.records, people.volumes.split(1), strict=True)):
+            sizes = volumes[0].numpy()
+            named = targets()[spec.default_target].regions, spec.reference_regions
+            weights = (class_weights(regions, sizes) for regions in named)
+            moved.append(moved_by(synthesizer, record, name, volumes, *weights, seed=number))
+        out[name] = {
+            variable: (
+                float(np.mean([m[variable].per_sd for m in moved])),
+                float(np.mean([abs(m[variable].change) for m in moved])),
+            )
+            for variable in moved[0]
+        }
+    return out
+
+
+def model_card(
+    model: Model,
+    figures: dict[str, dict[str, float]],
+    sensitivity: Mapping[str, Mapping[str, tuple[float, float]]],
+    minutes: float,
+    steps: int,
+    unseen: Sequence[str],
+) -> str:
+    """``MODEL_CARD.md`` filled from the run."""
+    recipe = model.recipe
+    rows = [
+        f"| {tracer} | {f['mae']:.3f} | {f['mae_of_mean']:.3f} | {f['bias']:+.3f} | {f['voxel_r']:.3f} | "
+        f"{f.get('true_negative', np.nan):.2f} / {f.get('synthetic_negative', np.nan):.2f} | "
+        f"{f.get('true_positive', np.nan):.2f} / {f.get('synthetic_positive', np.nan):.2f} | "
+        f"{model.spread[tracer]:.2f} |"
+        for tracer, f in figures.items()
+    ]
+    grid = f"{' × '.join(map(str, recipe.grid.shape))} voxels of {recipe.grid.voxel_size:g} mm"
+    columns = "\n".join(f"- `{spec.name}` ({spec.transform})" for spec in recipe.conditioning.variables)
+    return f"""# Model card: {recipe.name} (demonstration)
+
+**This is a demonstration model. It was trained on simulated PET only and has never seen a real PET scan.** Its output
+looks like PET and follows the simulation's rules; it says nothing about a patient. Never use it for diagnosis,
+treatment or scientific conclusions about people. A model trained on a site's own paired scans takes its place with
+`--model`.
+
+## What it is
+{recipe.title}. {parameters_in_millions(model.denoiser):.1f} million parameters. Sources: {recipe.source}.
+
+## Training data
+- Anatomy: T1w scans of {len(model.heads)} people of the IXI data set (https://brain-development.org/ixi-dataset/),
+  licence CC BY-SA 3.0: {", ".join(model.heads)}. Never seen, kept for evaluation: {", ".join(unseen)}.
+- PET, blood and clinical values: simulated (`bids_petsynth.simulation`), no real ones.
+- The weights derive from those scans and are shared under CC BY-SA 3.0 too.
+
+## Tracers
+{", ".join(recipe.tracers)}, in SUVR on a grid of {grid}.
+
+## Conditioning
+T1w, label probabilities, tracer, and of the record (any may be missing; simulated on the named assay's scale):
+
+{columns}
+
+## Figures on simulated people with unseen heads
+Regional SUVR over all regions; the baseline predicts every region's mean over the same people.
+
+| tracer | MAE | baseline | bias | voxel r | cortex, negative: true / synthetic | positive: the same | spread factor |
+|---|---|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+They verify the software on its own simulation; they are no evidence on real scans.
+{_sensitivity_table(sensitivity)}
+
+## Training
+`python -m bids_petsynth.training.generator ARRAYS OUT --recipe {recipe.name} --minutes {minutes:g}`: {steps} steps of
+{recipe.training.batch} examples, seed {recipe.training.seed}, finished {model.version}.
+"""
+
+
+def _sensitivity_table(sensitivity: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
+    if not sensitivity:
+        return ""
+    tracers = list(sensitivity)
+    lines = [
+        f"| {variable} | " + " | ".join("{:+.3f} / {:.3f}".format(*sensitivity[t][variable]) for t in tracers) + " |"
+        for variable in sensitivity[tracers[0]]
+    ]
+    return f"""
+## What each variable does
+Change of the target SUVR when a value rises by one SD / mean absolute change when it is missing, all others known:
+
+| variable | {" | ".join(tracers)} |
+|---|{"---|" * len(tracers)}
+{chr(10).join(lines)}
+"""
