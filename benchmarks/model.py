@@ -36,7 +36,7 @@ from bids_petsynth.pet.quantification import normalise, possible, region_means
 from bids_petsynth.pet.tracers import Tracer, targets
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training.labelling import UNSEEN
-from bids_petsynth.training.pairs import Heads, Record, SimulatedCase, dseg_codes, load_heads, simulate_case
+from bids_petsynth.training.pairs import Heads, Record, TrainingCase, dseg_codes, load_heads, simulate_case
 from bids_petsynth.types import Foreseen, Grid
 
 #: Seeds of the baselines' training people and of the people evaluated; no training uses them.
@@ -98,7 +98,7 @@ class Bench:
         with np.load(path) as file:
             return base.doubled(file["shift"], self.recipe.grid.shape)
 
-    def to_template(self, case: SimulatedCase) -> np.ndarray:
+    def to_template(self, case: TrainingCase) -> np.ndarray:
         """Where each voxel of a simulated person lies in the template.
 
         The person's own deformation is known and only the head is registered: kinder to the baselines than a
@@ -202,7 +202,7 @@ class Baselines:
                 "painter": base.regional_regression(features, self.painted),
             }
 
-    def predict(self, case: SimulatedCase, where: np.ndarray, variant: str) -> Iterator[tuple[str, np.ndarray]]:
+    def predict(self, case: TrainingCase, where: np.ndarray, variant: str) -> Iterator[tuple[str, np.ndarray]]:
         """Name and volume of each baseline for one person, in SUVR up to a scale."""
         fit = self.fits[variant]
         columns = fit["columns"]
@@ -253,9 +253,10 @@ def evaluate_person(
         predicted = {f"{tracer}/plasma/codec": through_codec(model, scan)}
         for variant in VARIANTS:
             record = case.record if variant == "plasma" else without_plasma(case.record)
-            volumes = model.sample(case.t1w[None], case.labels[None], record, tracer, draws, number)
+            few = draws if variant == "plasma" else 2
+            volumes = model.sample(case.t1w[None], case.labels[None], record, tracer, few, number)
             volumes = model.calibrated(normalise(volumes, labels, bench.grid, spec), tracer)
-            foreseen = model.foreseen(case.labels[None], labels, record, tracer, draws, number)
+            foreseen = model.foreseen(case.labels[None], labels, record, tracer, few, number)
             regions, target = measure(volumes, labels, bench.grid, spec, foreseen)
             out |= {f"{tracer}/{variant}/draws": regions.astype(np.float32), f"{tracer}/{variant}/target_draws": target}
             predicted[f"{tracer}/{variant}/model"] = volumes.mean(0)

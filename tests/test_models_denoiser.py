@@ -20,7 +20,7 @@ from bids_petsynth.models.conditioning import (
     withhold,
 )
 from bids_petsynth.models.denoiser import Denoiser
-from bids_petsynth.models.recipe import VariableSpec
+from bids_petsynth.models.recipe import ConditioningSpec, VariableSpec
 from bids_petsynth.models.regional import Condition
 
 AGE, PTAU = VariableSpec(name="age"), VariableSpec(name="ptau217_lumipulse", transform="log")
@@ -38,9 +38,18 @@ def test_records_become_standardised_values_and_a_mask():
 
 def test_withholding_drops_values_and_whole_records_at_the_given_rates():
     rng = torch.Generator().manual_seed(0)
-    kept = withhold(torch.ones(20_000, 3), 0.2, 0.1, rng)
-    assert (kept.sum(1) == 0).float().mean().item() == pytest.approx(0.1 + 0.9 * 0.2**3, abs=0.01)
-    assert kept.mean().item() == pytest.approx(0.8 * 0.9, abs=0.01)
+    names = [("age", ""), ("sex", ""), ("gfap_simoa", "blood"), ("nfl_simoa", "blood")]
+    variables = tuple(VariableSpec(name=name, group=group) for name, group in names)
+    spec = ConditioningSpec(variables=variables, drop_variable=0.2, drop_group=0.3, drop_record=0.1)
+    kept = withhold(torch.ones(40_000, 4), spec, rng)
+    expected = torch.tensor([0.8, 0.8, 0.8 * 0.7, 0.8 * 0.7]) * 0.9
+    torch.testing.assert_close(kept.mean(0), expected, atol=0.01, rtol=0)
+    # E[rate^2] of U^4 is 1/9
+    none = (kept[:, 2:].sum(1) == 0).float().mean().item()
+    assert none == pytest.approx(0.1 + 0.9 * (0.3 + 0.7 / 9), abs=0.01)
+    assert withhold(torch.zeros(5, 4), spec, rng).sum() == 0
+    never = ConditioningSpec(variables=variables, drop_variable=0, drop_group=0, drop_record=0)
+    assert withhold(torch.ones(50, 4), never, rng).min() == 1
 
 
 def test_a_missing_value_is_a_learned_null_whatever_stood_there():

@@ -18,7 +18,7 @@ from bids_petsynth.training.generator import cortex, evaluate, region_means, spr
 from bids_petsynth.training.pairs import (
     Heads,
     Pool,
-    SimulatedCase,
+    TrainingCase,
     identity_coordinates,
     jitter,
     load_heads,
@@ -88,9 +88,9 @@ def test_intensity_changes_keep_white_matter_near_one():
     assert min(white) > 0.8 and max(white) < 1.2 and np.std(white) > 0.01
 
 
-def fake_case(number: int) -> SimulatedCase:
+def fake_case(number: int) -> TrainingCase:
     value = torch.full((4, 4, 4), float(number))
-    return SimulatedCase(
+    return TrainingCase(
         "h", value, value.long(), value.long(), value[None] * 0, {"age": number}, {}, {"AV45": value, "FDG": -value}
     )
 
@@ -194,7 +194,7 @@ def test_evaluation_of_a_perfect_model():
     for load in (0.0, 90.0):
         scan = torch.rand(SHAPE, generator=rng) + torch.where(reference, 0, load / 100)
         scan[reference] += 1 - scan[reference].mean()
-        cases.append(SimulatedCase("h", scan, classes, classes, classes[None], {}, {"centiloid": load}, {"AV45": scan}))
+        cases.append(TrainingCase("h", scan, classes, classes, classes[None], {}, {"centiloid": load}, {"AV45": scan}))
 
     class Perfect:
         tracers = ("AV45",)

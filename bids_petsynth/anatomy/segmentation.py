@@ -58,6 +58,9 @@ def normalised(data: np.ndarray) -> np.ndarray:
 def class_probabilities(data: np.ndarray, network: str, device: str = "cpu") -> np.ndarray:
     """Probabilities of the classes, averaged with those of the left–right mirrored head (classes are side-less).
 
+    On the model grid also with those of the head moved by a voxel: the network works at half the resolution, and where
+    its cubes of voxels fall must not matter.
+
     Parameters
     ----------
     data
@@ -73,9 +76,13 @@ def class_probabilities(data: np.ndarray, network: str, device: str = "cpu") -> 
     image = torch.from_numpy(normalised(data)).to(device)
     pad = [(-n) % net.multiple for n in image.shape]
     padded = F.pad(image, (0, pad[2], 0, pad[1], 0, pad[0]))[None, None]
+    moves = ((0, 0, 0), (1, 1, 1)) if network == "labelling" else ((0, 0, 0),)
+    logits = torch.zeros((), device=device)
     with fast_autocast(device):
-        logits = net(padded)[0].float()
-        logits = (logits + net(padded.flip(2))[0].float().flip(1)) / 2
+        for move in moves:
+            moved = padded.roll(move, (2, 3, 4))
+            found = net(moved)[0].float() + net(moved.flip(2))[0].float().flip(1)
+            logits = logits + found.roll([-step for step in move], (1, 2, 3)) / (2 * len(moves))
     nx, ny, nz = image.shape
     return logits[:, :nx, :ny, :nz].softmax(0).half().cpu().numpy()
 

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from bids_petsynth.errors import ModelError
-from bids_petsynth.models.recipe import VariableSpec
+from bids_petsynth.models.recipe import ConditioningSpec, VariableSpec
 from bids_petsynth.tables import read_table
 from bids_petsynth.types import ClinicalRecord
 
@@ -94,10 +94,23 @@ def standardise(matrix: Tensor, by: Standardisation) -> tuple[Tensor, Tensor]:
     return torch.where(mask, scaled, 0.0).clamp(-4, 4), mask.float()
 
 
-def withhold(mask: Tensor, variable: float, record: float, rng: Generator) -> Tensor:
-    """Mask with each variable dropped with probability ``variable``, and a whole row with probability ``record``."""
-    keep = torch.rand(mask.shape, generator=rng) >= variable
-    keep &= torch.rand(len(mask), 1, generator=rng) >= record
+def withhold(mask: Tensor, spec: ConditioningSpec, rng: Generator) -> Tensor:
+    """Mask ``(N, V)`` with variables, groups of them and whole rows dropped as often as the recipe says.
+
+    Each row has a rate of its own at which its variables are dropped, ``U^(1/d - 1)`` with uniform U, whose mean is the
+    recipe's ``d``: so records that lack little and records that lack nearly all both come often enough to be learned.
+    """
+
+    def chance(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=rng)
+
+    keep = chance(len(mask), 1) >= spec.drop_record
+    if spec.drop_variable > 0:
+        keep = keep & (chance(*mask.shape) >= chance(len(mask), 1) ** (1 / spec.drop_variable - 1))
+    groups = [variable.group for variable in spec.variables]
+    for group in sorted(set(groups) - {""}):
+        there = chance(len(mask), 1) >= spec.drop_group
+        keep = keep & (there | ~torch.tensor([name == group for name in groups]))
     return mask * keep
 
 

@@ -81,18 +81,27 @@ class RegionalSpec(_Part):
 
 
 class VariableSpec(_Part):
-    """A clinical variable by its canonical name, and the transform that makes it roughly normal."""
+    """A clinical variable by its canonical name, and the transform that makes it roughly normal.
+
+    Variables of one ``group`` are often missing together, as all plasma values are where no blood was drawn.
+    """
 
     name: str
+    group: str = ""
     transform: Literal["identity", "log"] = "identity"
 
 
 class ConditioningSpec(_Part):
-    """What the synthesis is conditioned on, and how often a variable (or all of them) is withheld in training."""
+    """What the synthesis is conditioned on, and how often it is withheld in training.
+
+    ``drop_variable`` is the mean share of a person's variables (see ``models.conditioning.withhold``), ``drop_group``
+    the probability for each group of variables, ``drop_record`` that for all of them.
+    """
 
     images: tuple[Literal["t1w", "labels"], ...] = ("t1w", "labels")
     variables: tuple[VariableSpec, ...] = ()
     drop_variable: Probability = 0.15
+    drop_group: Probability = 0.0
     drop_record: Probability = 0.1
 
     @model_validator(mode="after")

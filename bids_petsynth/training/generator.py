@@ -40,7 +40,7 @@ from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training.card import model_card, sensitivity_figures
 from bids_petsynth.training.labelling import UNSEEN
 from bids_petsynth.training.loop import Loop, Loss, State, write_atomically
-from bids_petsynth.training.pairs import Heads, Pool, Record, SimulatedCase, draw_records, load_heads, simulate_case
+from bids_petsynth.training.pairs import Heads, Pool, Record, TrainingCase, draw_records, load_heads, simulate_case
 from bids_petsynth.training.regional import RegionalPeople, simulate_regions, train_regional, training_ranges
 
 #: People in the pool when training starts (they must be simulated first), and those whose latents are standardised.
@@ -96,7 +96,7 @@ def pair_loss(model: Model, pool: Pool, device: str) -> Loss:
     def loss(step: int, rng: Generator) -> Tensor:
         batch = pool.batch(step, recipe.training.batch, rng)
         values, mask = standardise(record_matrix(batch.records, spec.variables), model.variables)
-        mask = withhold(mask, spec.drop_variable, spec.drop_record, rng)
+        mask = withhold(mask, spec, rng)
         tracers = torch.tensor([tracer_index(name) for name in batch.tracers])
         condition = Condition(values.to(device), mask.to(device), tracers.to(device))
         noise = torch.randn(batch.latents.shape, generator=rng).to(device)
@@ -164,19 +164,23 @@ def regional_spread(synthesizer: Synthesizer, people: RegionalPeople) -> dict[st
 
 
 def evaluate(
-    synthesizer: Synthesizer, cases: Sequence[SimulatedCase], n_draws: int, voxel_size: float
+    synthesizer: Synthesizer, cases: Sequence[TrainingCase], n_draws: int, voxel_size: float
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """Figures per tracer on simulated cases, and the spread factor of each tracer.
+    """Figures per tracer on cases that were not trained on, and the spread factor of each tracer.
 
-    Figures: mean absolute error and bias of regional SUVR (mean over draws), the error of the mean over all cases
-    as a predictor, cortical SUVR of negative and positive cases, true and synthetic, voxel correlation in the brain.
+    Figures: mean absolute error and bias of regional SUVR (mean over draws), the error of the mean over all cases as a
+    predictor, cortical SUVR of negative and positive cases, true and synthetic, voxel correlation in the brain. Tracers
+    that no case was scanned with are left out.
     """
     from bids_petsynth.simulation.uptake import reference_mask
 
     figures, spread = {}, {}
     for tracer in synthesizer.tracers:
         truth, drawn, composite, correlation = [], [], [], []
-        for number, case in enumerate(cases):
+        scanned = [case for case in cases if tracer in case.pet]
+        if not scanned:
+            continue
+        for number, case in enumerate(scanned):
             volumes = synthesizer.sample(case.t1w[None], case.labels[None], case.record, tracer, n_draws, number)
             reference = reference_mask(case.measured[None], tracer, voxel_size)[0].numpy()
             # as participant does; a draw without uptake there stays as it is
@@ -191,7 +195,7 @@ def evaluate(
             brain = (classes > 0) & (classes <= len(regions()))
             correlation.append(np.corrcoef(volumes.mean(0)[brain], scan[brain])[0, 1])
         y, d, both = np.stack(truth), np.stack(drawn), np.array(composite)
-        positive = np.array([case.truth["centiloid"] > 50 for case in cases])
+        load = np.array([case.truth.get("centiloid", np.nan) for case in scanned])
         spread[tracer] = spread_factor(y, d)
         error = d.mean(1) - y
         known = np.isfinite(y).all(0)
@@ -201,16 +205,16 @@ def evaluate(
             "mae_of_mean": float(np.nanmean(np.abs(y[:, known].mean(0) - y[:, known]))),
             "voxel_r": float(np.mean(correlation)),
         }
-        for name, group in (("negative", ~positive), ("positive", positive)):
+        for name, group in (("negative", load <= 50), ("positive", load > 50)):
             if group.any():
                 row |= {f"true_{name}": float(both[group, 0].mean()), f"synthetic_{name}": float(both[group, 1].mean())}
         figures[tracer] = row
     return figures, spread
 
 
-def evaluation_cases(heads: Heads, recipe: Recipe, n: int) -> list[SimulatedCase]:
+def evaluation_cases(heads: Heads, recipe: Recipe, n: int) -> list[TrainingCase]:
     """``n`` simulated people on the given heads, alternately clearly amyloid-negative and -positive, not augmented."""
-    cases: list[SimulatedCase] = []
+    cases: list[TrainingCase] = []
     number = 0
     while len(cases) < n:
         # only the person decides, so the tracers are simulated for those that are kept

@@ -88,10 +88,10 @@ def load_heads(path: Path, recipe: Recipe) -> Heads:
 
 
 @dataclass(frozen=True)
-class SimulatedCase:
-    """One simulated person on one deformed head: inputs, record and true scans.
+class TrainingCase:
+    """One person on one head, simulated or real: inputs, record and true scans.
 
-    ``classes`` are the labels that the scans are made from, ``measured`` those in which they are measured.
+    ``classes`` are the labels that simulated scans are made from, ``measured`` those in which scans are measured.
     ``pet`` maps tracers to ``(X, Y, Z)`` SUVR; ``truth`` holds traits that no model sees (``centiloid`` …);
     ``coordinates (3, X, Y, Z)`` tells where each voxel comes from in the head as it was (see :func:`pull`).
     """
@@ -185,7 +185,7 @@ def vary_intensity(t1w: Tensor, rng: Generator) -> Tensor:
 
 def simulate_case(
     heads: Heads, tracers: Sequence[str], voxel_size: float, seed: int, number: int, augment: bool = True
-) -> SimulatedCase:
+) -> TrainingCase:
     """The ``number``-th simulated person of a seed, on one of the heads, scanned with every tracer."""
     rng = np.random.default_rng([seed, number])
     generator = Generator().manual_seed(int(rng.integers(2**62)))
@@ -207,7 +207,7 @@ def simulate_case(
     if augment:
         t1w = vary_intensity(t1w, generator)
     pet = {tracer: _scan(*both, people, tracer, generator, voxel_size) for tracer in tracers}
-    return SimulatedCase(heads.names[pick], t1w, *both, labels, record, truth, pet, coordinates)
+    return TrainingCase(heads.names[pick], t1w, *both, labels, record, truth, pet, coordinates)
 
 
 def dseg_codes(classes: np.ndarray, grid: Grid) -> np.ndarray:
@@ -257,7 +257,7 @@ class Pool:
 
     def __init__(
         self,
-        make: Callable[[int], SimulatedCase],
+        make: Callable[[int], TrainingCase],
         encode: Callable[[Tensor], Tensor],
         start: int,
         size: int,

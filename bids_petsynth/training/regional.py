@@ -27,6 +27,7 @@ from bids_petsynth.training.pairs import Heads, Record, dseg_codes, simulate_cas
 class RegionalPeople:
     """N people: their records, each class's mean SUVR ``(N, T, classes)`` in T tracers and volume ``(N, classes)``.
 
+    Means are NaN where a person was not scanned with a tracer.
     Volumes are those of the label probabilities, in ml.
     """
 
@@ -151,23 +152,26 @@ def train_regional(
     rng = torch.Generator().manual_seed(seed)
     codes = torch.tensor([tracer_index(name) for name in tracers])
     # a region that a head lacks measures 0 everywhere
-    net.mean[codes] = people.means.mean(0)
-    net.sd[codes] = people.means.std(0).clamp(min=1e-3)
+    scanned = people.means.isfinite().all(2)
+    for place, code in enumerate(codes):
+        known = people.means[scanned[:, place], place]
+        net.mean[code], net.sd[code] = known.mean(0), known.std(0).clamp(min=1e-3)
     if net.anatomy is not None:
         logs = log_volumes(people.volumes)
         net.volume_mean[:], net.volume_sd[:] = logs.mean(0), logs.std(0).clamp(min=0.02)
     target = (people.means - net.mean[codes]) / net.sd[codes]
     values, mask = standardise(record_matrix(people.records, conditioning.variables), variables)
+    scans = scanned.nonzero()
     optimiser = torch.optim.AdamW(net.parameters(), lr=spec.rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, spec.rate, total_steps=spec.training_steps)
     losses = []
     for _ in range(spec.training_steps):
-        who = torch.randint(len(target), (spec.batch,), generator=rng)
-        which = torch.randint(len(codes), (spec.batch,), generator=rng)
+        pick = torch.randint(len(scans), (spec.batch,), generator=rng)
+        who, which = scans[pick].unbind(1)
         t = training_times(spec.batch, 1.0, rng)
         data = target[who, which]
         noise = torch.randn(data.shape, generator=rng)
-        kept = withhold(mask[who], conditioning.drop_variable, conditioning.drop_record, rng)
+        kept = withhold(mask[who], conditioning, rng)
         velocity = net(interpolate(data, noise, t), t, Condition(values[who], kept, codes[which], people.volumes[who]))
         loss = flow_loss(velocity, noise - data, t).mean()
         optimiser.zero_grad(set_to_none=True)
