@@ -24,9 +24,10 @@ from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.pet.tracers import targets
 from bids_petsynth.simulation.person import draw_people
 from bids_petsynth.simulation.scanner import simulate_pet
-from bids_petsynth.training.generator import evaluation_cases, region_means
 from bids_petsynth.training.labelling import UNSEEN
 from bids_petsynth.training.pairs import load_heads
+from bids_petsynth.training.simulated import evaluation_cases
+from bids_petsynth.training.validation import region_means
 
 WINDOW = 3.0
 

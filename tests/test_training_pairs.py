@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from bids_petsynth.errors import UsageError
 from bids_petsynth.models.folder import load_model, training_ranges
 from bids_petsynth.training import pairs
-from bids_petsynth.training.generator import cortex, evaluate, region_means, spread_factor, train
+from bids_petsynth.training.generator import train
 from bids_petsynth.training.pairs import (
     Heads,
     Pool,
@@ -25,6 +25,8 @@ from bids_petsynth.training.pairs import (
     pull,
     vary_intensity,
 )
+from bids_petsynth.training.simulated import SimulatedGround
+from bids_petsynth.training.validation import cortex, evaluate, region_means, spread_factor
 
 SHAPE = (32, 48, 32)
 CLASSES = 48
@@ -159,13 +161,13 @@ def test_spread_factor_finds_how_much_too_narrow_the_draws_are(ratio):
 
 
 def test_a_tiny_run_trains_resumes_and_writes_a_model(tmp_path, monkeypatch):
-    monkeypatch.setattr("bids_petsynth.training.generator.CALIBRATION_PEOPLE", 2)
-    monkeypatch.setattr("bids_petsynth.training.generator.FIRST_PEOPLE", 2)
+    monkeypatch.setattr("bids_petsynth.training.simulated.CALIBRATION_PEOPLE", 2)
+    monkeypatch.setattr("bids_petsynth.training.simulated.FIRST_PEOPLE", 2)
     monkeypatch.setattr("bids_petsynth.training.generator.STANDARDISED_PEOPLE", 2)
-    monkeypatch.setattr("bids_petsynth.training.generator.RANGE_PEOPLE", 3)
+    monkeypatch.setattr("bids_petsynth.training.simulated.RANGE_PEOPLE", 3)
     arrays = save(phantom_heads(), tmp_path / "heads.npz")
     recipe = recipe_here()
-    train(arrays, tmp_path / "out", recipe, None, False, "cpu", 0)
+    train(SimulatedGround(arrays, recipe), recipe, tmp_path / "out", None, False, "cpu", 0)
     model = load_model(tmp_path / "out" / "model")
     assert model.heads == ("IXI001", "IXI002") and model.demonstration and set(model.spread) == {"AV45", "FDG"}
     assert "IXI353" in model.card and "simulated PET only" in model.card
@@ -179,7 +181,7 @@ def test_a_tiny_run_trains_resumes_and_writes_a_model(tmp_path, monkeypatch):
     assert 0 < row["p05"] < row["mean"] < row["p95"] and row["sd"] > 0
     steps = [int(r["step"]) for r in csv.DictReader((tmp_path / "out" / "log.csv").open())]
     longer = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": 8})})
-    train(arrays, tmp_path / "out", longer, None, True, "cpu", 0)
+    train(SimulatedGround(arrays, longer), longer, tmp_path / "out", None, True, "cpu", 0)
     assert [int(r["step"]) for r in csv.DictReader((tmp_path / "out" / "log.csv").open())] == [*steps, 8]
 
 
@@ -203,7 +205,7 @@ def test_evaluation_of_a_perfect_model():
             offsets = torch.linspace(-0.015, 0.015, n)[:, None, None, None] * ~reference
             return ((t1w + offsets) * torch.linspace(0.5, 2, n)[:, None, None, None]).numpy()
 
-    figures, spread = evaluate(Perfect(), cases, 4, 2.0)
+    figures, spread = evaluate(Perfect(), 4 * cases, 4, 2.0)
     row = figures["AV45"]
     assert row["mae"] < 1e-6 and row["voxel_r"] > 0.9999
     truth = [region_means(case.pet["AV45"][None].numpy(), classes.numpy())[0, 1:] for case in cases]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from bids_petsynth.anatomy.regions import class_weights
 from bids_petsynth.models.denoiser import parameters_in_millions
 from bids_petsynth.models.folder import Model
-from bids_petsynth.models.sensitivity import moved_by
+from bids_petsynth.models.sensitivity import Moved, moved_by
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.pet.tracers import targets
 from bids_petsynth.pet.tracers import tracer as tracer_named
+from bids_petsynth.training.ground import Ground
 from bids_petsynth.training.regional import RegionalPeople
 
 
@@ -21,29 +22,27 @@ def sensitivity_figures(synthesizer: Synthesizer, people: RegionalPeople) -> dic
     out = {}
     for name in synthesizer.tracers:
         spec = tracer_named(name)
-        moved = []
+        moved: list[dict[str, Moved]] = []
         for number, (record, volumes) in enumerate(zip(people.records, people.volumes.split(1), strict=True)):
             sizes = volumes[0].numpy()
             named = targets()[spec.default_target].regions, spec.reference_regions
             weights = (class_weights(regions, sizes) for regions in named)
             moved.append(moved_by(synthesizer, record, name, volumes, *weights, seed=number))
-        out[name] = {
-            variable: (
-                float(np.mean([m[variable].per_sd for m in moved])),
-                float(np.mean([abs(m[variable].change) for m in moved])),
-            )
-            for variable in moved[0]
-        }
+        out[name] = {}
+        for variable in (spec.name for spec in synthesizer.model.recipe.conditioning.variables):
+            known = [m[variable] for m in moved if variable in m]
+            figures = ([m.per_sd for m in known], [abs(m.change) for m in known])
+            out[name][variable] = tuple(float(np.mean(f)) if known else float("nan") for f in figures)
     return out
 
 
 def model_card(
     model: Model,
+    ground: Ground,
     figures: dict[str, dict[str, float]],
     sensitivity: Mapping[str, Mapping[str, tuple[float, float]]],
     minutes: float,
     steps: int,
-    unseen: Sequence[str],
 ) -> str:
     """``MODEL_CARD.md`` filled from the run."""
     recipe = model.recipe
@@ -56,42 +55,36 @@ def model_card(
     ]
     grid = f"{' × '.join(map(str, recipe.grid.shape))} voxels of {recipe.grid.voxel_size:g} mm"
     columns = "\n".join(f"- `{spec.name}` ({spec.transform})" for spec in recipe.conditioning.variables)
-    return f"""# Model card: {recipe.name} (demonstration)
+    return f"""# Model card: {recipe.name}{" (demonstration)" if ground.demonstration else ""}
 
-**This is a demonstration model. It was trained on simulated PET only and has never seen a real PET scan.** Its output
-looks like PET and follows the simulation's rules; it says nothing about a patient. Never use it for diagnosis,
-treatment or scientific conclusions about people. A model trained on a site's own paired scans takes its place with
-`--model`.
+{ground.standing}
 
 ## What it is
 {recipe.title}. {parameters_in_millions(model.denoiser):.1f} million parameters. Sources: {recipe.source}.
 
 ## Training data
-- Anatomy: T1w scans of {len(model.heads)} people of the IXI data set (https://brain-development.org/ixi-dataset/),
-  licence CC BY-SA 3.0: {", ".join(model.heads)}. Never seen, kept for evaluation: {", ".join(unseen)}.
-- PET, blood and clinical values: simulated (`bids_petsynth.simulation`), no real ones.
-- The weights derive from those scans and are shared under CC BY-SA 3.0 too.
+{ground.data()}
 
 ## Tracers
 {", ".join(recipe.tracers)}, in SUVR on a grid of {grid}.
 
 ## Conditioning
-T1w, label probabilities, tracer, and of the record (any may be missing; simulated on the named assay's scale):
+T1w, label probabilities, tracer, and of the record (any may be missing; on the named assay's scale):
 
 {columns}
 
-## Figures on simulated people with unseen heads
+## Figures on held-out {"simulated " if ground.demonstration else ""}people
 Regional SUVR over all regions; the baseline predicts every region's mean over the same people.
 
 | tracer | MAE | baseline | bias | voxel r | cortex, negative: true / synthetic | positive: the same | spread factor |
 |---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-They verify the software on its own simulation; they are no evidence on real scans.
+{ground.figures_note}
 {_sensitivity_table(sensitivity)}
 
 ## Training
-`python -m bids_petsynth.training.generator ARRAYS OUT --recipe {recipe.name} --minutes {minutes:g}`: {steps} steps of
+`{ground.command(minutes)}`: {steps} steps of
 {recipe.training.batch} examples, seed {recipe.training.seed}, finished {model.version}.
 """
 

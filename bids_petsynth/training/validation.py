@@ -1,0 +1,124 @@
+"""Figures of a generator on people it was not trained on, and the calibration of its spread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from bids_petsynth.anatomy.regions import regions
+from bids_petsynth.models.synthesizer import Synthesizer
+from bids_petsynth.training.pairs import TrainingCase
+from bids_petsynth.training.regional import RegionalPeople
+
+#: Composite whose SUVR is followed: cortex where amyloid and tau gather.
+CORTEX_LOBES = ("frontal", "parietal", "temporal", "cingulate")
+#: With fewer scans of a tracer, the spread of its draws stays as it is.
+LEAST_SCANS = 8
+
+
+def region_means(volumes: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Mean of ``(M, X, Y, Z)`` in each class of ``(X, Y, Z)``: ``(M, classes)``, NaN where a region is absent."""
+    flat, n = classes.ravel(), len(regions()) + 1
+    size = np.bincount(flat, minlength=n)[:n]
+    sums = np.stack([np.bincount(flat, weights=v.ravel(), minlength=n)[:n] for v in volumes])
+    return np.where(size > 20, sums / np.maximum(size, 1), np.nan)
+
+
+def cortex(means: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Volume-weighted mean over cortical regions of region means ``(M, classes)``."""
+    index = [r.index for r in regions() if r.tissue == "gm" and r.lobe in CORTEX_LOBES]
+    size = np.bincount(classes.ravel(), minlength=len(regions()) + 1)[index]
+    return np.nansum(means[:, index] * size, axis=1) / size.sum()
+
+
+def spread_factor(truth: np.ndarray, draws: np.ndarray) -> float:
+    """Factor on the draws' deviations that makes their Student-t predictive intervals cover what they say.
+
+    Parameters
+    ----------
+    truth
+        ``(cases, regions)``, NaN where unknown.
+    draws
+        ``(cases, M, regions)``.
+
+    Returns
+    -------
+    float
+        Between 1/3 and 3; 1 where there are fewer than :data:`LEAST_SCANS` cases.
+
+    Notes
+    -----
+    For 80 and 95 % the factor is that quantile of the error over the interval's half width (split conformal
+    prediction with a normalised score: Lei et al., JASA 2018;113:1094); the two are averaged geometrically.
+    """
+    if np.isfinite(truth).any(1).sum() < LEAST_SCANS:
+        return 1.0
+    m = draws.shape[1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        score = np.abs(truth - draws.mean(1)) / (draws.std(1, ddof=1) * np.sqrt(1 + 1 / m))
+    score = score[np.isfinite(score)]
+    factors = [np.quantile(score, level) / stats.t.ppf((1 + level) / 2, m - 1) for level in (0.8, 0.95)]
+    return float(np.clip(np.sqrt(np.prod(factors)), 1 / 3, 3))
+
+
+def regional_spread(synthesizer: Synthesizer, people: RegionalPeople) -> dict[str, float]:
+    """Spread factor per tracer from the regional flow alone, on people whose regional means are known."""
+    out = {}
+    for place, tracer in enumerate(synthesizer.tracers):
+        drawn = [
+            synthesizer.regional_draws(record, tracer, volumes, number).numpy()
+            for number, (record, volumes) in enumerate(zip(people.records, people.volumes.split(1), strict=True))
+        ]
+        out[tracer] = spread_factor(people.means[:, place, 1:].numpy(), np.stack(drawn)[:, :, 1:])
+    return out
+
+
+def evaluate(
+    synthesizer: Synthesizer, cases: Sequence[TrainingCase], n_draws: int, voxel_size: float
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Figures per tracer on cases that were not trained on, and the spread factor of each tracer.
+
+    Figures: mean absolute error and bias of regional SUVR (mean over draws), the error of the mean over all cases as a
+    predictor, cortical SUVR of negative and positive cases, true and synthetic, voxel correlation in the brain. Tracers
+    that no case was scanned with are left out.
+    """
+    from bids_petsynth.simulation.uptake import reference_mask
+
+    figures, spread = {}, {}
+    for tracer in synthesizer.tracers:
+        truth, drawn, composite, correlation = [], [], [], []
+        scanned = [case for case in cases if tracer in case.pet]
+        if not scanned:
+            continue
+        for number, case in enumerate(scanned):
+            volumes = synthesizer.sample(case.t1w[None], case.labels[None], case.record, tracer, n_draws, number)
+            reference = reference_mask(case.measured[None], tracer, voxel_size)[0].numpy()
+            # as participant does; a draw without uptake there stays as it is
+            scale = volumes[:, reference].mean(1) if reference.any() else np.ones(n_draws)
+            volumes = volumes / np.where(scale > 0.1, scale, 1)[:, None, None, None]
+            classes, scan = case.measured.numpy(), case.pet[tracer].numpy()
+            means, true = region_means(volumes, classes)[:, 1:], region_means(scan[None], classes)[:, 1:]
+            truth.append(true[0])
+            drawn.append(means)
+            pad = [(0, 0), (1, 0)]
+            composite.append([cortex(np.pad(v, pad), classes).mean() for v in (true, means)])
+            brain = (classes > 0) & (classes <= len(regions()))
+            correlation.append(np.corrcoef(volumes.mean(0)[brain], scan[brain])[0, 1])
+        y, d, both = np.stack(truth), np.stack(drawn), np.array(composite)
+        load = np.array([case.truth.get("centiloid", np.nan) for case in scanned])
+        spread[tracer] = spread_factor(y, d)
+        error = d.mean(1) - y
+        known = np.isfinite(y).all(0)
+        row = {
+            "mae": float(np.nanmean(np.abs(error))),
+            "bias": float(np.nanmean(error)),
+            "mae_of_mean": float(np.nanmean(np.abs(y[:, known].mean(0) - y[:, known]))),
+            "voxel_r": float(np.mean(correlation)),
+        }
+        for name, group in (("negative", load <= 50), ("positive", load > 50)):
+            if group.any():
+                row |= {f"true_{name}": float(both[group, 0].mean()), f"synthetic_{name}": float(both[group, 1].mean())}
+        figures[tracer] = row
+    return figures, spread
