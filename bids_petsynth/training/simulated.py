@@ -23,7 +23,8 @@ REGIONAL_CALIBRATION_PEOPLE = 300
 #: People whose regional SUVR the model folder tells as the training range.
 RANGE_PEOPLE = 200
 
-STANDING = """**This is a demonstration model. It was trained on simulated PET only and has never seen a real PET scan.**
+STANDING = """\
+**This is a demonstration model. It was trained on simulated PET only and has never seen a real PET scan.**
 Its output looks like PET and follows the simulation's rules; it says nothing about a patient. Never use it for
 diagnosis, treatment or scientific conclusions about people. A model trained on a site's own paired scans takes its
 place with `--model`."""
