@@ -1,8 +1,8 @@
-"""Finding the T1w scans to work on. The only module that imports pybids.
+"""Finding the T1w scans to work on. The only module that imports pybids; ``bids.pets`` finds PET scans with its help.
 
-pybids is shown only the T1w files of the participants that are asked for, so that one participant of a large dataset is
-found at once; sidecars are read along their path. Nothing here opens an image beyond its first bytes: a link without
-its target or a file that cannot be read becomes a ``Case`` with a ``problem``, and the other participants go on.
+pybids is shown only one kind of image of the participants that are asked for, so that one participant of a large
+dataset is found at once; sidecars are read along their path. Nothing here opens an image beyond its first bytes: a
+link without its target or a file that cannot be read becomes a ``Case`` with a ``problem``, and the others go on.
 """
 
 from __future__ import annotations
@@ -52,22 +52,14 @@ def find_cases(
         If the dataset, a label, a filter or a derivatives folder is unusable; nothing is to be run then.
     """
     bids_dir = Path(bids_dir).resolve()
-    labels = _participants(bids_dir, participants)
-    wanted = sorted({s.removeprefix("ses-") for s in sessions or ()})
-    if wanted:
-        _check_sessions(bids_dir, labels, wanted)
-    query = _query(filters or {})
+    labels = participant_labels(bids_dir, participants)
+    wanted = session_labels(bids_dir, labels, sessions)
+    query = _query(filters or {}, "T1w")
     check_derivatives(derivatives or {})
 
-    by_participant: dict[str, list[Path]] = {label: [] for label in labels}
-    for path in _t1w_files(bids_dir, labels, query):
-        by_participant[path.relative_to(bids_dir).parts[0].removeprefix("sub-")].append(path)
     listings: dict[Path, list[Path]] = {}
     cases = []
-    for label, files in by_participant.items():
-        by_session: dict[str | None, list[Path]] = {}
-        for path in files:
-            by_session.setdefault(entities_of(path).get("ses"), []).append(path)
+    for label, by_session in _images(bids_dir, labels, query, "anat", "T1w").items():
         chosen = {s: by_session[s] for s in sorted(by_session, key=str) if not wanted or s in wanted}
         if not chosen:
             only = wanted[0] if len(wanted) == 1 else None
@@ -90,7 +82,20 @@ def read_filter_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"The BIDS filter file {path} {error}.") from None
 
 
-def _participants(bids_dir: Path, asked: Iterable[str] | None) -> list[str]:
+def find_pet_images(
+    bids_dir: Path, labels: Sequence[str], filters: Mapping[str, Any]
+) -> dict[str, dict[str | None, list[Path]]]:
+    """Raw PET images that pass section ``pet`` of the filters, by participant and session.
+
+    Raises
+    ------
+    UsageError
+        If a filter is unusable.
+    """
+    return _images(bids_dir, labels, _query(filters, "PET"), "pet", "pet")
+
+
+def participant_labels(bids_dir: Path, asked: Iterable[str] | None) -> list[str]:
     """Labels to work on, sorted; ``UsageError`` if the dataset is none or lacks a label that is asked for."""
     if not bids_dir.is_dir():
         raise UsageError(f"The BIDS dataset {bids_dir} does not exist or is not a folder.")
@@ -113,13 +118,17 @@ def _participants(bids_dir: Path, asked: Iterable[str] | None) -> list[str]:
     return labels
 
 
-def _check_sessions(bids_dir: Path, labels: Sequence[str], wanted: Sequence[str]) -> None:
-    """``UsageError`` if a session that is asked for exists for none of the participants."""
+def session_labels(bids_dir: Path, labels: Sequence[str], asked: Iterable[str] | None) -> list[str]:
+    """Sessions that are asked for, sorted; ``UsageError`` if one exists for none of the participants."""
+    wanted = sorted({session.removeprefix("ses-") for session in asked or ()})
+    if not wanted:
+        return []
     folders = (folder for label in labels for folder in (bids_dir / f"sub-{label}").glob("ses-*"))
     there = sorted({folder.name.removeprefix("ses-") for folder in folders if folder.is_dir()})
     if absent := [session for session in wanted if session not in there]:
         have = f"they have {_some(there)}" if there else "they have no sessions at all"
         raise UsageError(f"None of the participants has a session {', '.join(absent)}; {have}.")
+    return wanted
 
 
 def _some(labels: Sequence[str], most: int = 10) -> str:
@@ -127,17 +136,18 @@ def _some(labels: Sequence[str], most: int = 10) -> str:
     return ", ".join(labels[:most]) + (f" … ({len(labels)} in all)" if len(labels) > most else "")
 
 
-def _query(filters: Mapping[str, Any]) -> dict[str, Any]:
-    """Section ``t1w`` of the filters as arguments for pybids."""
+def _query(filters: Mapping[str, Any], image: str) -> dict[str, Any]:
+    """The section of the filters on a kind of image (T1w or PET) as arguments for pybids."""
     from bids.layout import Query
 
     if not isinstance(filters, Mapping) or not all(isinstance(section, Mapping) for section in filters.values()):
         raise UsageError('The BIDS filter file must hold sections such as {"t1w": {"session": "01"}}.')
     if unknown := sorted(set(filters) - _SECTIONS):
         raise UsageError(
-            f"The BIDS filter file has an unknown section {', '.join(unknown)}; the T1w is chosen by section t1w."
+            f"The BIDS filter file has an unknown section {', '.join(unknown)}; "
+            f"the {image} is chosen by section {image.lower()}."
         )
-    section = dict(filters.get("t1w", {}))
+    section = dict(filters.get(image.lower(), {}))
     if "subject" in section:
         raise UsageError("The BIDS filter file chooses by subject: use --participant-label for that.")
     words = {None: Query.NONE, "*": Query.ANY} | {f"Query.{query.name}": query for query in Query}
@@ -147,25 +157,32 @@ def _query(filters: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _t1w_files(bids_dir: Path, labels: Sequence[str], query: Mapping[str, Any]) -> list[Path]:
-    """T1w images of the participants that pass the filters, by pybids."""
+def _images(
+    bids_dir: Path, labels: Sequence[str], query: Mapping[str, Any], datatype: str, suffix: str
+) -> dict[str, dict[str | None, list[Path]]]:
+    """Images of one kind that pass the filters, found by pybids: those of every participant by session."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
     subjects = "|".join(re.escape(label) for label in labels)
-    others = re.compile(rf"^/(?!sub-(?:{subjects})(?:/ses-[^/]+)?(?:/anat(?:/[^/]*_T1w\.nii(?:\.gz)?)?)?$)")
+    others = re.compile(rf"^/(?!sub-(?:{subjects})(?:/ses-[^/]+)?(?:/{datatype}(?:/[^/]*_{suffix}\.nii(?:\.gz)?)?)?$)")
     layout = BIDSLayout(
         bids_dir,
         validate=False,
         derivatives=False,
         indexer=BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[others]),
     )
-    chosen = {"datatype": "anat", "suffix": "T1w", "extension": [".nii", ".nii.gz"]} | query
+    chosen = {"datatype": datatype, "suffix": suffix, "extension": [".nii", ".nii.gz"]} | query
     try:
         found = layout.get(**chosen, return_type="filename")
     except Exception as error:  # for what it does not know, pybids raises errors of several unrelated classes
         raise UsageError(f"The BIDS filter file cannot be used ({error}).") from None
-    paths = sorted(Path(path) for path in found)
-    return [path for path in paths if _is_plain(path.relative_to(bids_dir))]
+    images: dict[str, dict[str | None, list[Path]]] = {label: {} for label in labels}
+    for path in sorted(Path(path) for path in found):
+        inside = path.relative_to(bids_dir)
+        if _is_plain(inside):
+            label = inside.parts[0].removeprefix("sub-")
+            images[label].setdefault(entities_of(path).get("ses"), []).append(path)
+    return images
 
 
 def _is_plain(path: Path) -> bool:
@@ -197,14 +214,14 @@ def _case(
 ) -> Case:
     """The newest of the T1w images of one session with all that is known about it."""
     notes: list[str] = []
-    times = _acquisition_times(bids_dir, label, session, candidates)
-    t1w, reason = _newest(candidates, times)
+    times = acquisition_times(bids_dir, label, session, candidates)
+    t1w, reason = newest(candidates, times)
     if reason:
         others = ", ".join(p.name for p in candidates if p != t1w)
         notes.append(f"Of {len(candidates)} T1w images {t1w.name} is used, {reason}; not used: {others}.")
-    sidecar, said = _inherited(bids_dir, t1w, listings)
+    sidecar, said = inherited_sidecar(bids_dir, t1w, listings)
     reusable, told = reusable_files(derivatives, t1w)
-    date = times.get(t1w) or _session_date(bids_dir, label, session)
+    date = times.get(t1w) or session_date(bids_dir, label, session)
     return Case(
         participant=label,
         session=session,
@@ -213,11 +230,11 @@ def _case(
         t1w_date=date.date().isoformat() if date else None,
         derivatives=reusable,
         notes=(*notes, *said, *told),
-        problem=_unreadable(t1w),
+        problem=unreadable(t1w),
     )
 
 
-def _newest(candidates: Sequence[Path], times: Mapping[Path, datetime]) -> tuple[Path, str]:
+def newest(candidates: Sequence[Path], times: Mapping[Path, datetime]) -> tuple[Path, str]:
     """The newest image and why it is taken (an empty sentence if there is no choice)."""
     ordered = sorted(candidates, key=lambda p: (_run(p), p.name))
     if len(ordered) == 1:
@@ -235,7 +252,7 @@ def _run(path: Path) -> int:
     return int(run) if run.isdigit() else 0
 
 
-def _acquisition_times(bids_dir: Path, label: str, session: str | None, images: Sequence[Path]) -> dict[Path, datetime]:
+def acquisition_times(bids_dir: Path, label: str, session: str | None, images: Sequence[Path]) -> dict[Path, datetime]:
     """``acq_time`` in scans.tsv of those images that have one."""
     folder = bids_dir / f"sub-{label}" / (f"ses-{session}" if session else "")
     table = folder / (f"sub-{label}" + (f"_ses-{session}" if session else "") + "_scans.tsv")
@@ -245,7 +262,7 @@ def _acquisition_times(bids_dir: Path, label: str, session: str | None, images: 
     return {image: time for image, time in named.items() if time}
 
 
-def _session_date(bids_dir: Path, label: str, session: str | None) -> datetime | None:
+def session_date(bids_dir: Path, label: str, session: str | None) -> datetime | None:
     """``acq_time`` of the session in sessions.tsv."""
     table = bids_dir / f"sub-{label}" / f"sub-{label}_sessions.tsv"
     rows = read_tsv(table)[0] if session and table.exists() else []
@@ -261,15 +278,20 @@ def _time(text: str) -> datetime | None:
         return None
 
 
-def _inherited(bids_dir: Path, image: Path, listings: dict[Path, list[Path]]) -> tuple[dict[str, Any], list[str]]:
-    """Sidecars merged by BIDS' inheritance principle: the nearer to the image and the more specific, the stronger."""
+def inherited_sidecar(
+    bids_dir: Path, image: Path, listings: dict[Path, list[Path]]
+) -> tuple[dict[str, Any], list[str]]:
+    """Sidecars merged by BIDS' inheritance principle: the nearer to the image and the more specific, the stronger.
+
+    ``listings`` remembers the sidecars in each folder from one image to the next, which must be of the same kind.
+    """
     entities = entities_of(image)
     folders = [folder for folder in (image.parent, *image.parent.parents) if folder.is_relative_to(bids_dir)]
     metadata: dict[str, Any] = {}
     notes = []
     for folder in reversed(folders):
         if folder not in listings:
-            listings[folder] = [p for p in folder.iterdir() if p.name.endswith("T1w.json")]
+            listings[folder] = [p for p in folder.iterdir() if p.name.endswith(f"{entities['suffix']}.json")]
         holding = [path for path in listings[folder] if (entities_of(path)).items() <= entities.items()]
         for path in sorted(holding, key=lambda p: len(entities_of(p))):
             try:
@@ -279,7 +301,7 @@ def _inherited(bids_dir: Path, image: Path, listings: dict[Path, list[Path]]) ->
     return metadata, notes
 
 
-def _unreadable(image: Path) -> str | None:
+def unreadable(image: Path) -> str | None:
     """A sentence if the image's bytes are not there."""
     name = image.name
     if image.is_symlink() and not image.exists():

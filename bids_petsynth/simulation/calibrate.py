@@ -1,9 +1,10 @@
 """Solving the tissue values of ``data/sim_uptake.tsv``, so that simulated scans measure what was published.
 
-``python -m bids_petsynth.simulation.calibrate ARRAYS OUT`` takes the arrays that ``training.labelling prepare``
-wrote (the heads that no training sees are left out) and writes the table. Published values are measured: after blur
-and spill-over. Blur is linear, so a region's measured mean is a fixed mixture of the tissues' values; the mixture is
-measured on real heads and inverted by non-negative least squares with a pull towards effective values known beforehand.
+``python -m bids_petsynth.simulation.calibrate ARRAYS OUT`` takes the arrays that ``training.grid heads`` wrote (the
+heads that no training sees are left out) and writes the table. Published values are measured: after blur and spill-over. Blur
+is linear, so a region's measured mean is a fixed mixture of the tissues' values; the mixture is measured on real heads,
+in the labelling network's regions, and inverted by non-negative least squares with a pull towards effective values
+known beforehand.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from bids_petsynth.tables import read_table
 TRACERS = ("AV45", "FBB", "FDG", "AV1451")
 
 
-def mixtures(heads: torch.Tensor, voxel_size: float = 2.0) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+def mixtures(
+    heads: torch.Tensor, measured: torch.Tensor, voxel_size: float = 2.0
+) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
     """How much of each tissue a measured region holds, averaged over heads.
 
     Parameters
     ----------
-    heads
-        ``(N, X, Y, Z)`` int64 classes.
+    heads, measured
+        ``(N, X, Y, Z)`` int64 classes that scans are made from, and those in which they are measured.
 
     Returns
     -------
@@ -47,16 +50,16 @@ def mixtures(heads: torch.Tensor, voxel_size: float = 2.0) -> tuple[np.ndarray, 
     p = parameters("sim_scanner.tsv")
     sigma = torch.tensor([(p["fwhm_min"] + p["fwhm_max"]) / 2 / FWHM / voxel_size])
     rows, special, volumes = [], {}, []
-    for head in heads:
-        labels = head[None]
+    for head, found in zip(heads, measured, strict=True):
+        labels, found = head[None], found[None]
         painted = with_choroid_plexus(labels, voxel_size).flatten()
-        masks = {f"reference {t}": reference_mask(labels, t, voxel_size).flatten() for t in TRACERS}
-        masks |= {f"target {t}": target_mask(labels, t, voxel_size).flatten() for t in TRACERS}
-        size = torch.bincount(labels.flatten(), minlength=count).double()
+        masks = {f"reference {t}": reference_mask(found, t, voxel_size).flatten() for t in TRACERS}
+        masks |= {f"target {t}": target_mask(found, t, voxel_size).flatten() for t in TRACERS}
+        size = torch.bincount(found.flatten(), minlength=count).double()
         table, extra = np.zeros((count, count)), {name: np.zeros(count) for name in masks}
         for k in torch.unique(painted).tolist():
             blurred = gaussian_blur((painted == k).float().view(labels.shape), sigma).flatten()
-            total = torch.bincount(labels.flatten(), weights=blurred.double(), minlength=count)
+            total = torch.bincount(found.flatten(), weights=blurred.double(), minlength=count)
             table[:, k] = torch.where(size > 0, total / size.clamp(min=1), torch.nan).numpy()
             for name, mask in masks.items():
                 extra[name][k] = float(blurred[mask].mean())
@@ -96,9 +99,9 @@ def solve(
     return lsq_linear(a, b, bounds=(floor, np.inf)).x
 
 
-def calibrate(heads: torch.Tensor) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+def calibrate(heads: torch.Tensor, measured: torch.Tensor) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     """Rows of ``sim_uptake.tsv``, and a comparison of what is measured then with what was wanted."""
-    mixture, special, volumes = mixtures(heads)
+    mixture, special, volumes = mixtures(heads, measured)
     p = parameters("sim_calibration.tsv")
     names = class_names()
     uptake, report = [], []
@@ -177,7 +180,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     data = np.load(args.arrays)
     seen = np.array([name not in UNSEEN for name in data["names"].tolist()])
-    uptake, report = calibrate(torch.from_numpy(data["classes"][seen].astype(np.int64)))
+    made, measured = (torch.from_numpy(data[name][seen].astype(np.int64)) for name in ("classes", "measured"))
+    uptake, report = calibrate(made, measured)
     with args.out.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(uptake[0]), delimiter="\t", lineterminator="\n")
         table.writeheader()
