@@ -1,10 +1,10 @@
 """Solving the tissue values of ``data/sim_uptake.tsv``, so that simulated scans measure what was published.
 
 ``python -m bids_petsynth.simulation.calibrate ARRAYS OUT`` takes the arrays that ``training.grid heads`` wrote (the
-heads that no training sees are left out) and writes the table. Published values are measured: after blur and spill-over. Blur
-is linear, so a region's measured mean is a fixed mixture of the tissues' values; the mixture is measured on real heads,
-in the labelling network's regions, and inverted by non-negative least squares with a pull towards effective values
-known beforehand.
+heads that no training sees are left out) and writes the table. Published values are measured: after blur and
+spill-over. Blur is linear, so a region's measured mean is a fixed mixture of the tissues' values; the mixture is
+measured on real heads, in the labelling network's regions, and inverted by non-negative least squares with a pull
+towards effective values known beforehand.
 """
 
 from __future__ import annotations
