@@ -144,6 +144,7 @@ def test_missing_codes_are_silent(column, text):
     ("text", "expected"),
     [
         ("e3/e4", (1, 0)),
+        ("APOE3/APOE4", (1, 0)),
         ("3/4", (1, 0)),
         ("34", (1, 0)),
         ("34.0", (1, 0)),

@@ -81,6 +81,13 @@ def test_dataset_is_valid_seeded_and_says_simulated(heads, tmp_path):
     write_dataset(
         cases[:1], tmp_path / "two", label, 1, seed=3, tracers=["AV45", "FDG"], traits=lambda case: (66.0, 0.0)
     )
+    # another run into the same folder adds its people and forgets nobody
+    write_dataset(cases[:1], tmp_path / "two", label, 2, seed=4, tracers=["AV45"], traits=lambda case: (70.0, 1.0))
+    table = pd.read_csv(tmp_path / "two" / "participants.tsv", sep="\t").set_index("participant_id")
+    assert table["age"].to_dict() == {"sub-A1sim01": 70, "sub-A1sim02": 70}
+    write_dataset(cases[:1], tmp_path / "two", label, 1, seed=3, tracers=["AV45", "FDG"], traits=lambda case: (66, 0))
+    table = pd.read_csv(tmp_path / "two" / "participants.tsv", sep="\t").set_index("participant_id")
+    assert table["age"].to_dict() == {"sub-A1sim01": 66, "sub-A1sim02": 70}
     again = nib.load(tmp_path / "two" / pets[0].relative_to(tmp_path / "one")).get_fdata()
     np.testing.assert_array_equal(activity, again)
     if validator := shutil.which("bids-validator-deno"):

@@ -13,7 +13,7 @@ from bids_petsynth.clinical.units import Unit, convert, find_unit, units
 from bids_petsynth.clinical.variables import Variable, variables
 from bids_petsynth.tables import read_table
 
-_GENOTYPE = re.compile(r"(?:apoe)?(?:epsilon|e)?([234])(?:epsilon|e)?([234])")
+_GENOTYPE = re.compile(r"(?:apoe)?(?:epsilon|e)?([234])(?:apoe)?(?:epsilon|e)?([234])")
 _TOP_CODED = re.compile(
     r"(?:(?P<sign>>=?|≥)\s*)?(?P<age>\d{2,3}(?:[.,]\d+)?)\s*(?P<plus>\+|(?:and|or) (?:over|older|above))?"
 )

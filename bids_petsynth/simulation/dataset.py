@@ -14,6 +14,7 @@ import torch
 
 from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sink import Sink, check_writable
+from bids_petsynth.bids.tables import read_tsv
 from bids_petsynth.errors import InputError
 from bids_petsynth.pet.tracers import tracer as tracer_of
 from bids_petsynth.simulation.anatomy import backward_map, deform, log_volume_factors
@@ -61,7 +62,7 @@ def write_dataset(
     cases
         Heads to use, as ``bids.index.find_cases`` finds them.
     out_dir
-        Folder of the new dataset, created if need be.
+        Folder of the new dataset, created if need be; people that an earlier run simulated there stay.
     label_head
         Gives a case its anatomy on the model grid; an :class:`InputError` of it fails that head only.
     people_per_head
@@ -102,7 +103,7 @@ def write_dataset(
         except InputError as problem:
             failed[case.label] = str(problem)
             report(f"{case.label}: {problem}")
-    _write_tables(sink, rows, name)
+    _write_tables(sink, [*_others(out_dir, rows), *rows], name)
     return Written(tuple(row["participant_id"] for row in rows), failed)
 
 
@@ -262,6 +263,14 @@ def _row(new: Case, head: str, people: People, plasma: dict[str, np.ndarray], we
     truth = ("centiloid", "tau_medial", "tau_neocortical", "neurodegeneration", "fdg_loss")
     row |= {f"simulated_{trait}": round(person[trait], 3) for trait in truth}
     return row | {"simulated_site": f"site{int(person['site']) + 1:02d}"}
+
+
+def _others(out_dir: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Rows of participants.tsv whom an earlier run into the same folder simulated."""
+    table = out_dir / "participants.tsv"
+    earlier = read_tsv(table)[0] if table.is_file() else []
+    again = {row["participant_id"] for row in rows}
+    return [dict(row) for row in earlier if row.get("participant_id") not in again]
 
 
 def _write_tables(sink: Sink, rows: list[dict[str, Any]], name: str) -> None:

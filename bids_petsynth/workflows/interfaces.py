@@ -152,12 +152,13 @@ def attempt(work: Callable[[], Any], settings: Settings, name: str) -> str:
     import torch
 
     torch.set_num_threads(settings.omp_nthreads)
+    path = settings.out_dir / "logs" / f"{name}_crash.txt"
+    path.unlink(missing_ok=True)
     try:
         work()
     except PetsynthError as error:
         return str(error)
     except Exception as error:
-        path = settings.out_dir / "logs" / f"{name}_crash.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(traceback.format_exc())
         return f"{name}: stopped by an unexpected {type(error).__name__}; please report logs/{path.name}."
