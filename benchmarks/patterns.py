@@ -50,6 +50,8 @@ def draw(scans: dict[tuple[str, str, str], np.ndarray], tracers: tuple[str, ...]
     kinds = [(group, kind) for group in GROUPS for kind in ("simulated", "synthetic")]
     canvas = Figure(figsize=(11, 2.05 * len(tracers) + 0.3), facecolor="white")
     axes = canvas.subplots(len(tracers), len(kinds), squeeze=False)
+    for axis, (group, kind) in zip(axes[0], kinds, strict=True):
+        axis.set_title(f"{group}, {kind}", fontsize=10)
     for row, name in zip(axes, tracers, strict=True):
         low, high = tracer_named(name).display
         for axis, (group, kind) in zip(row, kinds, strict=True):
@@ -60,8 +62,6 @@ def draw(scans: dict[tuple[str, str, str], np.ndarray], tracers: tuple[str, ...]
             shown = axis.imshow(np.hstack(views), cmap="nipy_spectral", vmin=low, vmax=high)
             axis.set_xticks([])
             axis.set_yticks([])
-            if row is axes[0]:
-                axis.set_title(f"{group}, {kind}", fontsize=10)
         row[0].set_ylabel(name, fontsize=11)
         canvas.colorbar(shown, ax=list(row), fraction=0.012, pad=0.01, label="SUVR")
     canvas.savefig(path, dpi=80, bbox_inches="tight")

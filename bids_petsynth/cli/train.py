@@ -1,0 +1,214 @@
+"""``train``: paired T1w and PET of a dataset become a model folder."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from bids_petsynth.cli.common import (
+    Parser,
+    add_running,
+    add_selection,
+    derivative_folders,
+    find_requested,
+    positive,
+    set_up,
+    threads_of,
+)
+from bids_petsynth.errors import UsageError
+
+#: Participants with usable pairs below which nothing is trained.
+LEAST_PEOPLE = 4
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the level."""
+    out = Parser(
+        "train",
+        "Trains a model on every pair of T1w and PET of the dataset and writes OUTPUT_DIR/models/NAME, which "
+        "`participant --model` uses. Run the same command again to go on after an interruption.",
+    )
+    add_selection(out)
+    what = out.add_argument_group("what is trained")
+    what.add_argument("--recipe", default="petsynth", metavar="NAME|FILE", help="recipe (default: %(default)s)")
+    what.add_argument("--name", metavar="NAME", help="name of the model (default: the recipe's)")
+    what.add_argument("--tracer", nargs="+", metavar="NAME", help="tracers (default: all that the dataset has)")
+    what.add_argument(
+        "--time-budget",
+        type=positive,
+        metavar="MIN",
+        help="minutes of training (default: the number of steps of the recipe)",
+    )
+    what.add_argument(
+        "--held-out", type=share, default=0.2, metavar="SHARE", help="share of people kept for figures (default: .2)"
+    )
+    what.add_argument("--licence", default="not stated", metavar="TEXT", help="licence of the data, for the model card")
+    pet = out.add_argument_group("how PET is prepared")
+    pet.add_argument(
+        "--pet-window",
+        nargs=2,
+        type=float,
+        metavar=("FROM", "TO"),
+        help="minutes after injection that are averaged (default: the tracer's usual ones)",
+    )
+    pet.add_argument("--pet-fwhm", type=float, metavar="MM", help="smooth every scan by this (default: not at all)")
+    pet.add_argument(
+        "--max-gap", type=positive, default=365, metavar="DAYS", help="days between T1w and PET (default: %(default)s)"
+    )
+    pet.add_argument(
+        "-d", "--derivatives", nargs="+", default=[], metavar="NAME=PATH", help="preprocessed PET: petprep=PATH"
+    )
+    out.add_argument("--mapping", type=Path, metavar="TSV", help="what the dataset's columns mean (see participant)")
+    add_running(out)
+    return out
+
+
+def share(text: str) -> float:
+    """A share between 0 and 1."""
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return number
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it; 0 if a model was written, although scans may have been left out (the table of pairs tells)."""
+    threads = threads_of(arguments)
+    set_up(threads, arguments.verbose)
+    if arguments.pet_window and not 0 <= arguments.pet_window[0] < arguments.pet_window[1]:
+        raise UsageError("--pet-window takes two times in minutes, the first before the second.")
+    import torch
+
+    from bids_petsynth.bids.pets import find_pets, pair
+    from bids_petsynth.bids.sink import check_writable, hash_settings, tsv_text, write_bytes
+    from bids_petsynth.models.recipe import load_recipe
+    from bids_petsynth.models.synthesizer import choose_device
+    from bids_petsynth.training import generator
+    from bids_petsynth.training.real import split_people
+    from bids_petsynth.training.site import Preparation, SiteGround, describe, prepare
+
+    torch.set_num_threads(threads)
+    recipe = load_recipe(arguments.recipe)
+    name = arguments.name or recipe.name
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+        raise UsageError(f"--name {name!r} is no folder name of letters, digits, dots, dashes and underscores.")
+    check_writable(arguments.output_dir)
+    models = arguments.output_dir / "models"
+    folder, working = models / name, models / f"{name}-training"
+    bids_dir = arguments.bids_dir.resolve()
+    cases = find_requested(arguments, bids_dir, {})
+    filters = _filters(arguments.bids_filter_file)
+    pets = find_pets(
+        bids_dir,
+        arguments.participant_label,
+        arguments.session_label,
+        filters,
+        derivative_folders(arguments.derivatives),
+        canonical,
+    )
+    tracers = _tracers(arguments.tracer, [pet.tracer for pet in pets])
+    pairs = pair(cases, [pet for pet in pets if pet.tracer in tracers], arguments.max_gap)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    device = choose_device(arguments.device)
+    window = tuple(arguments.pet_window) if arguments.pet_window else None
+    how = Preparation(working, window, arguments.pet_fwhm, device, arguments.random_seed)
+    people, rows = prepare(pairs, recipe, _reader(bids_dir, arguments.mapping), how, say)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    write_bytes(working / "pairs.tsv", tsv_text(rows, columns).encode())
+    used = sorted({tracer for stored in people for tracer in stored.scans}, key=tracers.index)
+    count = len({stored.participant for stored in people})
+    if count < LEAST_PEOPLE:
+        raise UsageError(
+            f"Only {count} participants have a T1w with a usable PET scan, and at least {LEAST_PEOPLE} are needed; "
+            f"{working / 'pairs.tsv'} tells why scans were left out."
+        )
+    training = recipe.training.model_copy(update={"seed": arguments.random_seed})
+    recipe = recipe.model_copy(update={"name": name, "tracers": tuple(used), "training": training})
+    inside, outside = split_people(people, arguments.held_out, arguments.random_seed)
+    about = describe(inside, outside, recipe, arguments.licence)
+    ground = SiteGround(inside, outside, recipe, about, arguments.command)
+    if start_over_if_changed(working, hash_settings([recipe.model_dump(mode="json"), inside, outside])):
+        say("scans, values or recipe differ from those of the earlier run: training starts anew")
+    say(f"training on {len(inside)} heads with {', '.join(used)}; {len(outside)} held out")
+    generator.train(ground, recipe, working, arguments.time_budget, True, device, 10.0)
+    fresh = models / f".{name}.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(working / "model", fresh)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.replace(folder)
+    left = sum(row["status"] != "used" for row in rows)
+    print(f"Model {folder} written ({len(rows) - left} scans used, {left} left out); read its MODEL_CARD.md.")
+    return 0
+
+
+def start_over_if_changed(working: Path, key: str) -> bool:
+    """Remove an earlier run's checkpoints if it was another training; whether there were any."""
+    note = working / "run.txt"
+    if note.is_file() and note.read_text() == key:
+        return False
+    old = [working / part for part in ("checkpoint.safetensors", "regional.safetensors", "log.csv", "validation.jsonl")]
+    there = [path for path in old if path.exists()]
+    for path in there:
+        path.unlink()
+    working.mkdir(parents=True, exist_ok=True)
+    note.write_text(key)
+    return bool(there)
+
+
+def canonical(name: str) -> str:
+    """A tracer's name in the table of tracers, or as it is."""
+    from bids_petsynth.pet.tracers import tracer
+
+    try:
+        return tracer(name).name
+    except UsageError:
+        return name
+
+
+def _filters(path: Path | None) -> dict | None:
+    from bids_petsynth.bids.index import read_filter_file
+
+    return read_filter_file(path) if path else None
+
+
+def _tracers(asked: list[str] | None, there: list[str]) -> list[str]:
+    """Tracers to train on, in a fixed order.
+
+    Raises
+    ------
+    UsageError
+        If one that is asked for is not in the dataset, or none is left.
+    """
+    from bids_petsynth.pet.tracers import tracer, tracers
+
+    found = [spec.name for spec in tracers() if spec.name in there]
+    if not asked:
+        if not found:
+            raise UsageError("The dataset has no PET with a tracer that is known; check TracerName in its sidecars.")
+        return found
+    wanted = [tracer(name).name for name in asked]
+    if absent := [name for name in wanted if name not in there]:
+        have = ", ".join(sorted(set(there))) or "none at all"
+        raise UsageError(f"The dataset has no PET of {', '.join(absent)}; it has {have}.")
+    return list(dict.fromkeys(wanted))
+
+
+def _reader(bids_dir: Path, mapping: Path | None):
+    """Case → clinical record, as ``participant`` reads it."""
+    from bids_petsynth.bids.tables import dataset_rows
+    from bids_petsynth.clinical.mapping import read_mapping
+    from bids_petsynth.clinical.records import read_record
+
+    columns = read_mapping(mapping) if mapping else None
+
+    def read(case):
+        rows, _ = dataset_rows(bids_dir, case.participant, case.session)
+        return read_record(rows, columns, scan_date=case.t1w_date, session=case.session)
+
+    return read

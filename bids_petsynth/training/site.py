@@ -1,0 +1,254 @@
+"""A site's own pairs of T1w and PET as ground to train on: prepared with the project's own labels, split by person."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from bids_petsynth.bids.pets import Pair
+from bids_petsynth.bids.sink import hash_file, hash_settings
+from bids_petsynth.errors import InputError, PetsynthError
+from bids_petsynth.models.recipe import Recipe
+from bids_petsynth.pet.quantification import quantify, suvr_rows
+from bids_petsynth.pet.tracers import default_cutoff
+from bids_petsynth.pet.tracers import tracer as tracer_named
+from bids_petsynth.training.pairs import Record, TrainingCase
+from bids_petsynth.training.real import Stored, case_maker, load_case, regional_people, store_head, store_scan
+from bids_petsynth.training.regional import RegionalPeople
+from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid
+
+STANDING = """\
+This model was trained on a site's own scans. Whoever shares it must be allowed to: weights can hold traces of the
+people they were trained on. It knows the scanners, tracers, assays and people below and no others. Research only; not
+a medical device."""
+FIGURES_NOTE = "Held-out people are of the same site: figures elsewhere may be worse."
+
+#: Columns of the table of pairs before the figures of quality.
+COLUMNS = ("participant_id", "session_id", "tracer", "status", "reason", "gap_days")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How scans are prepared.
+
+    Attributes
+    ----------
+    work
+        Folder in which what is prepared is kept.
+    window_min
+        Minutes after injection that are averaged; None for the tracer's usual ones.
+    fwhm
+        Resolution in mm that scans are smoothed to; None leaves them as they are.
+    """
+
+    work: Path
+    window_min: tuple[float, float] | None = None
+    fwhm: float | None = None
+    device: str = "cpu"
+    seed: int = 0
+
+
+def prepare(
+    pairs: Iterable[Pair],
+    recipe: Recipe,
+    record_of: Callable[[Case], ClinicalRecord],
+    how: Preparation,
+    report: Callable[[str], None],
+) -> tuple[list[Stored], list[dict[str, object]]]:
+    """Prepare every pair that can be; the others are told and left out.
+
+    Returns
+    -------
+    The people on disk, and a row for every scan: see :data:`COLUMNS`, then the figures of ``pet.preparation``.
+    """
+    people, rows = [], []
+    ordered = sorted(pairs, key=lambda pair: (pair.pet.participant, pair.case.label if pair.case else ""))
+    for _, several in groupby(ordered, key=lambda p: (p.pet.participant, p.case.label if p.case else "")):
+        group = list(several)
+        head, scans, loads = None, {}, []
+        for pair in group:
+            try:
+                if pair.case is None:
+                    raise InputError(pair.note)
+                if pair.pet.problem:
+                    raise InputError(pair.pet.problem)
+                head = head or _head(pair.case, recipe, how)
+                path, quality, load = _scan(pair, head[1], how)
+                scans[pair.pet.tracer] = path
+                loads += [load] if load is not None else []
+                rows.append(_row(pair, "used", "") | quality)
+            except PetsynthError as error:
+                rows.append(_row(pair, "left out", str(error)))
+                report(f"{pair.pet.label}: left out. {error}")
+        if scans:
+            record = record_of(group[0].case)
+            known = {name: value.value for name, value in record.values.items() if value.value is not None}
+            people.append(Stored(group[0].pet.participant, head[0], scans, known, loads[0] if loads else None))
+            report(f"{group[0].case.label}: {', '.join(scans)} ready")
+    return people, rows
+
+
+def _row(pair: Pair, status: str, reason: str) -> dict[str, object]:
+    pet = pair.pet
+    gap = "n/a" if pair.gap_days is None else pair.gap_days
+    return dict(
+        zip(COLUMNS, (f"sub-{pet.participant}", pet.session or "n/a", pet.tracer, status, reason, gap), strict=True)
+    )
+
+
+def _head(case: Case, recipe: Recipe, how: Preparation) -> tuple[Path, Anatomy]:
+    """A head on the model grid, kept under a name that changes with the scan, the grid and the labelling network."""
+    from bids_petsynth.anatomy.head import analyse_head
+    from bids_petsynth.anatomy.segmentation import weights_path
+    from bids_petsynth.anatomy.volume import read_t1w
+
+    grid = recipe.grid
+    key = hash_settings([_content(case.t1w), grid.model_dump(mode="json"), _content(weights_path("labelling"))])
+    path = how.work / "heads" / f"{case.label}_{key[:12]}.npz"
+    if not path.is_file():
+        t1w = read_t1w(case.t1w, case.label)
+        shape = tuple(grid.shape)
+        anatomy = analyse_head(t1w, case.label, shape, grid.voxel_size, device=how.device, seed=how.seed).anatomy
+        store_head(anatomy, recipe.label_pool, path)
+    with np.load(path, allow_pickle=False) as file:
+        codes, t1w = file["codes"], file["t1w"].astype(np.float32)
+        return path, Anatomy(t1w, codes, np.zeros(0), Grid(codes.shape, file["affine"]))
+
+
+def _scan(pair: Pair, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[str, object], float | None]:
+    """A scan in SUVR on the model grid, its figures of quality, and its Centiloid."""
+    import json
+
+    from bids_petsynth.pet.preparation import prepare_pet
+
+    pet, spec = pair.pet, tracer_named(pair.pet.tracer)
+    key = hash_settings([_content(pet.path), dict(pet.sidecar), how.window_min, how.fwhm, anatomy.grid.affine.tolist()])
+    path = how.work / "scans" / f"{pet.label}_{key[:12]}.npz"
+    figures = path.with_suffix(".json")
+    if not (path.is_file() and figures.is_file()):
+        made = prepare_pet(pet, anatomy, spec, window_min=how.window_min, fwhm=how.fwhm, seed=how.seed)
+        store_scan(made.suvr, path)
+        quality = {name: round(float(value), 3) for name, value in made.quality.items()}
+        figures.write_text(json.dumps(quality | {"notes": " ".join(made.notes)}))
+    quality = json.loads(figures.read_text())
+    with np.load(path, allow_pickle=False) as file:
+        suvr = file["suvr"].astype(np.float32)
+    result = quantify(suvr[None], anatomy.labels, anatomy.grid, spec)
+    return path, quality, None if result.centiloid is None else result.centiloid.mean
+
+
+def _content(path: Path) -> str:
+    """Hash of a file.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    try:
+        return hash_file(path)
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be read ({error.strerror}); check the link or the permissions.") from None
+
+
+@dataclass(frozen=True)
+class SiteGround:
+    """A site's people, some of them held out (see ``training.ground``)."""
+
+    people_in: Sequence[Stored]
+    people_out: Sequence[Stored]
+    recipe: Recipe
+    about: str
+    run: str
+
+    demonstration = False
+    standing = STANDING
+    figures_note = FIGURES_NOTE
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        # participants' labels stay at the site
+        return ()
+
+    @property
+    def pool(self) -> tuple[int, int, int]:
+        return len(self.people_in), 2 * len(self.people_in), self.recipe.training.refresh
+
+    @cached_property
+    def _maker(self) -> Callable[[int], TrainingCase]:
+        return case_maker(self.people_in, self.recipe.training.seed)
+
+    def case(self, number: int) -> TrainingCase:
+        return self._maker(number)
+
+    def records(self) -> Sequence[Record]:
+        return [stored.record for stored in self.people_in]
+
+    def people(self) -> RegionalPeople:
+        return regional_people(self.people_in, self.recipe.tracers, self.recipe.grid.voxel_size)
+
+    def held_people(self) -> RegionalPeople:
+        return regional_people(self.people_out, self.recipe.tracers, self.recipe.grid.voxel_size)
+
+    def held_cases(self, n: int | None = None) -> list[TrainingCase]:
+        return [load_case(stored) for stored in self.people_out[:n]]
+
+    def ranges(self) -> tuple[Mapping[str, str], ...]:
+        """5th to 95th percentile of each region's SUVR over the people trained on."""
+        values: dict[tuple[str, str], list[float]] = {}
+        for stored in self.people_in:
+            with np.load(stored.head, allow_pickle=False) as file:
+                codes, grid = file["codes"], Grid(file["codes"].shape, file["affine"])
+            for tracer, path in stored.scans.items():
+                with np.load(path, allow_pickle=False) as file:
+                    suvr = file["suvr"].astype(np.float32)
+                for row in suvr_rows(quantify(suvr[None], codes, grid, tracer_named(tracer))):
+                    if row["index"] is not None and row["suvr"] is not None:
+                        values.setdefault((tracer, row["name"]), []).append(row["suvr"])
+        return tuple(
+            {"tracer": tracer, "name": name, "mean": f"{np.mean(v):.3f}", "sd": f"{np.std(v, ddof=1):.3f}"}
+            | {f"p{p:02d}": f"{np.quantile(v, p / 100):.3f}" for p in (5, 95)}
+            for (tracer, name), v in values.items()
+            if len(v) > 1
+        )
+
+    def data(self) -> str:
+        return self.about
+
+    def command(self, minutes: float) -> str:
+        return self.run
+
+
+def describe(people_in: Sequence[Stored], people_out: Sequence[Stored], recipe: Recipe, licence: str) -> str:
+    """The card's list of whom the model knows; counts and means only, no participant's value."""
+    cutoff = default_cutoff()
+
+    def crowd(people: Sequence[Stored]) -> str:
+        count = len({stored.participant for stored in people})
+        scans = {t: sum(t in stored.scans for stored in people) for t in recipe.tracers}
+        parts = [f"{count} people", ", ".join(f"{n} {tracer} scans" for tracer, n in scans.items())]
+        ages = [stored.record["age"] for stored in people if "age" in stored.record]
+        sexes = [stored.record["sex"] for stored in people if "sex" in stored.record]
+        loads = [stored.centiloid for stored in people if stored.centiloid is not None]
+        if len(ages) > 1:
+            parts.append(f"age {np.mean(ages):.0f} ± {np.std(ages, ddof=1):.0f} years")
+        if sexes:
+            parts.append(f"{sum(sex == 0 for sex in sexes)} women, {sum(sex == 1 for sex in sexes)} men")
+        if loads:
+            above = sum(load > cutoff.centiloid for load in loads)
+            parts.append(f"{above} of {len(loads)} above {cutoff.centiloid:g} Centiloid (approximate)")
+        return "; ".join(parts)
+
+    known = [
+        f"{spec.name} {np.mean([spec.name in stored.record for stored in people_in]):.0%}"
+        for spec in recipe.conditioning.variables
+    ]
+    return (
+        f"- Trained on {crowd(people_in)}.\n- Held out, by participant: {crowd(people_out)}.\n"
+        f"- Variables known: {', '.join(known) or 'none asked for'}.\n- Licence of the data: {licence}."
+    )
