@@ -49,7 +49,7 @@ def frame_times(
     absent = " and ".join(key for key, values in given.items() if values is None)
     if absent:
         if frames == 1:
-            return None, (f"The sidecar lacks {absent}: the image is taken to be of the tracer's usual window.",)
+            return None, (f"The sidecar lacks {absent}: the image is taken to be of the window asked for.",)
         raise fail(f"the sidecar lacks {absent} of the {frames} frames", "add them, in seconds")
     starts, durations = given.values()
     if not len(starts) == len(durations) == frames:
