@@ -128,6 +128,8 @@ def test_weights_are_the_seconds_within_the_window():
     assert window_weights([3000], [1200], (50, 70)) == pytest.approx([1])
     # a pause between frames counts for nothing: 10 of 20 minutes are scanned, 5 in each frame
     assert window_weights([3000, 3900], [300, 300], (50, 70)) == pytest.approx([0.5, 0.5])
+    # times rounded to seconds do not pull in the frame before
+    assert window_weights([2400.5, 3000.5], [600, 1200], (50, 70)) == pytest.approx([0, 1], abs=1e-12)
     # frames of unequal length, 2 and 14 minutes in the window
     assert window_weights([2880, 3120], [240, 1080], (50, 66)) == pytest.approx([0.125, 0.875])
 
@@ -437,6 +439,9 @@ def test_smoothing_reaches_the_resolution_asked_for(person, tmp_path, monkeypatc
     known = normalise(known[None], anatomy.labels, anatomy.grid, AV45)[0]
     inside = anatomy.labels > 0
     assert np.allclose(smooth[inside], known[inside], atol=0.01)
+    # what is not covered does not darken the edge
+    covered = np.indices((20, 20, 20))[2] > 7
+    assert np.allclose(preparation._smoothed(np.where(covered, 3.0, 0), covered, 2.0), 3 * covered)
     kept = prepare_pet(scan, anatomy, AV45, fwhm=6, own_fwhm=7)
     assert "not smoothed" in kept.notes[0]
     for wrong in (0, -4, float("nan")):
@@ -461,6 +466,13 @@ def test_a_field_of_view_that_misses_the_cerebellum_is_told(person, tmp_path, mo
     blank[:, :, :bottom] = 0
     with pytest.raises(InputError, match="of the reference region"):
         prepare_pet(written(tmp_path, blank, anatomy.grid.affine, prepared=True), anatomy, AV45)
+    # of a region that is nearly whole, the part that is seen counts
+    rim = int(np.quantile(low, 0.05))
+    shifted[:3, 3] = anatomy.grid.affine[:3, 3] + 2 * rim * np.array([0, 0, 1])
+    made = prepare_pet(written(tmp_path, pet[:, :, rim:], shifted, prepared=True), anatomy, AV45)
+    reference = np.isin(anatomy.labels, AV45.reference_codes)
+    assert 0.9 < made.quality["reference_coverage"] < 1 and not made.suvr[~made.covered].any()
+    assert made.suvr[reference & made.covered].mean() == pytest.approx(1, abs=1e-4)
     # a missing vertex leaves the SUVR alone and is told
     made = prepare_pet(written(tmp_path, pet[:, :, : top - 8], anatomy.grid.affine, prepared=True), anatomy, AV45)
     assert made.quality["brain_coverage"] < 0.98 and not made.covered[:, :, top].any() and made.covered[:, :, 40].all()
