@@ -25,6 +25,8 @@ from bids_petsynth.errors import UsageError
 
 #: Shells of spatial frequency between 0 and 0.5 cycles per voxel.
 SHELLS = 24
+#: Voxels over which an image fades out at the edge of its mask before its spectrum is taken.
+TAPER = 5.0
 #: Mean and standard deviation of the colours that VGG19 was trained on (torchvision's published weights).
 COLOUR_MEAN, COLOUR_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Convolutions of each of VGG19's five stages, and their width (Simonyan & Zisserman, arXiv:1409.1556, column E).
@@ -73,10 +75,10 @@ def statistics_transfer(
     """
     t1w_mask, pet_mask = _mask(t1w, t1w_mask), _mask(pet, pet_mask)
     partners = _partners(t1w_mask, pet_mask)
-    target = _radial_power(pet, pet_mask)
+    window, target = _window(t1w_mask), _radial_power(pet, _window(pet_mask))
     out = t1w.astype(np.float64)
     for _ in range(rounds):
-        out = _with_power(out, t1w_mask, target)
+        out = _with_power(out, t1w_mask, window, target)
         for z, partner in partners.items():
             inside = t1w_mask[..., z]
             out[inside, z] = match_histogram(out[inside, z], pet[pet_mask[..., partner], partner])
@@ -97,43 +99,48 @@ def _partners(t1w_mask: np.ndarray, pet_mask: np.ndarray) -> dict[int, int]:
     return {int(z): int(theirs[np.abs(theirs - place).argmin()]) for z, place in zip(ours, places, strict=True)}
 
 
-def _centred(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, float]:
-    """Deviation from the mean within the mask, 0 outside: the outline itself then adds little to the spectrum."""
-    mean = float(image[mask].mean())
-    return np.where(mask, image - mean, 0.0), mean
+def _window(mask: np.ndarray) -> np.ndarray:
+    """0 at the mask's edge, 1 from :data:`TAPER` voxels within on: cut off sharply, any image has a sharp spectrum."""
+    from scipy.ndimage import distance_transform_edt
+
+    depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1] - 0.5
+    return np.sin(np.pi / 2 * np.clip(depth / TAPER, 0, 1)) ** 2
 
 
 def _frequencies(shape: Sequence[int]) -> np.ndarray:
-    """Cycles per voxel of each term of a discrete Fourier transform."""
-    axes = np.meshgrid(*(np.fft.fftfreq(n) for n in shape), indexing="ij", sparse=True)
+    """Cycles per voxel of each term of a real Fourier transform."""
+    *full, last = shape
+    axes = np.meshgrid(*(np.fft.fftfreq(n) for n in full), np.fft.rfftfreq(last), indexing="ij", sparse=True)
     return np.sqrt(sum(axis**2 for axis in axes))
 
 
-def _radial_power(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Mean power per voxel of the mask in each shell; the corners above 0.5 cycles per voxel count to the last one.
+def _radial_power(image: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """Mean power per voxel of the window in each shell; the corners above 0.5 cycles per voxel count to the last one.
 
     The constant term is left out; a shell that is empty on a small grid lies between its neighbours.
     """
-    from scipy.fft import fftn
+    from scipy.fft import rfftn
 
-    power = np.abs(fftn(_centred(image, mask)[0])).ravel()[1:] ** 2 / mask.sum()
+    centred = window * (image - np.average(image, weights=window))
+    power = np.abs(rfftn(centred)).ravel()[1:] ** 2 / (window**2).sum()
     shell = np.minimum((_frequencies(image.shape) * 2 * SHELLS).astype(int), SHELLS - 1).ravel()[1:]
     counts, sums = np.bincount(shell, minlength=SHELLS), np.bincount(shell, power, SHELLS)
     filled = np.flatnonzero(counts)
     return np.interp(np.arange(SHELLS), filled, sums[filled] / counts[filled])
 
 
-def _with_power(image: np.ndarray, mask: np.ndarray, target: np.ndarray) -> np.ndarray:
-    from scipy.fft import fftn, ifftn
+def _with_power(image: np.ndarray, mask: np.ndarray, window: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The image with the radial power ``target``; outside the mask it is taken to be its mean."""
+    from scipy.fft import irfftn, rfftn
 
-    centred, mean = _centred(image, mask)
-    own = _radial_power(image, mask)
+    mean = image[mask].mean()
+    own = _radial_power(image, window)
     # what is flat but for rounding stays flat
     textured = own > 1e-20 * mean**2
     gain = np.sqrt(np.divide(target, own, where=textured, out=np.ones(SHELLS)))
     centres = (np.arange(SHELLS) + 0.5) / (2 * SHELLS)
     smooth = np.interp(_frequencies(image.shape), centres, gain)
-    return ifftn(fftn(centred) * smooth).real + mean
+    return irfftn(rfftn(np.where(mask, image - mean, 0.0)) * smooth, image.shape) + mean
 
 
 class VGG19(nn.Module):
