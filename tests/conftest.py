@@ -28,3 +28,53 @@ def ixi() -> Path:
     if not (SHARED / "ixi").is_dir():
         pytest.skip("the real scans of shared/data/ixi are not here")
     return SHARED / "ixi"
+
+
+@pytest.fixture(scope="session")
+def site(example, tmp_path_factory) -> Path:
+    """Six simulated people on the two phantom heads, with one amyloid scan each."""
+    from bids_petsynth.cli.main import main
+
+    out = tmp_path_factory.mktemp("site") / "bids"
+    command = [str(example), str(out), "simulate", "--people-per-head", "3", "--tracer", "AV45", "--random-seed", "3"]
+    assert main(command) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory) -> Path:
+    """The default recipe with tiny networks, on the grid that heads are labelled on."""
+    from models_small import small_recipe
+
+    from bids_petsynth.models.recipe import recipe_text
+
+    small = small_recipe(
+        grid={"shape": [96, 112, 96]},
+        network={"channels": [16, 24]},
+        regional={"width": 32, "training_steps": 400, "batch": 32, "rate": 3e-3},
+        training={"steps": 3},
+    )
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(recipe_text(small))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained_site(site, tiny_recipe, tmp_path_factory) -> Path:
+    """Output folder in which a model ``ours`` was trained on the site's scans."""
+    from bids_petsynth.cli.main import main
+
+    out = tmp_path_factory.mktemp("trained")
+    assert main([str(site), str(out), "train", *as_ours(tiny_recipe)]) == 0
+    return out
+
+
+def as_ours(recipe: Path) -> list[str]:
+    """Options that train ``ours``."""
+    return ["--recipe", str(recipe), "--name", "ours", "--held-out", ".34"]
+
+
+@pytest.fixture(scope="session")
+def prepared_site(trained_site) -> Path:
+    """Folder of the heads and scans that ``train`` prepared."""
+    return trained_site / "models" / "ours-training"

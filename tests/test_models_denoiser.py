@@ -20,6 +20,7 @@ from bids_petsynth.models.conditioning import (
     withhold,
 )
 from bids_petsynth.models.denoiser import Denoiser
+from bids_petsynth.models.processes import build_process
 from bids_petsynth.models.recipe import ConditioningSpec, VariableSpec
 from bids_petsynth.models.regional import Condition
 
@@ -93,12 +94,13 @@ def painted(n: int = 1) -> torch.Tensor:
 
 
 def test_untrained_network_is_the_exact_velocity_of_a_gaussian():
-    net = Denoiser(small_recipe(), CLASSES)
+    net, flow = Denoiser(small_recipe(), CLASSES), build_process(small_recipe())
     x, t = torch.randn(2, 8, 4, 6, 4), torch.tensor([0.3, 0.8])
     time = t.view(2, 1, 1, 1, 1)
     expected = (2 * time - 1) / ((1 - time) ** 2 + time**2) * x
     with torch.no_grad():
-        found = net(x, t, net.prepare(*images(2)), condition(2), painted(2))
+        sources = net.prepare(*images(2))
+        found = flow.output(lambda z, s: net(z, s, sources, condition(2), painted(2)), x, t)
     assert torch.allclose(found, expected, atol=1e-5)
 
 

@@ -9,42 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models_small import small_recipe
+from conftest import as_ours
 
 from bids_petsynth.cli.main import main
 from bids_petsynth.models.folder import load_model, training_ranges
-from bids_petsynth.models.recipe import recipe_text
 from bids_petsynth.models.synthesizer import Synthesizer
-
-
-@pytest.fixture(scope="module")
-def site(example, tmp_path_factory) -> Path:
-    """Six simulated people on the two phantom heads, with one amyloid scan each."""
-    out = tmp_path_factory.mktemp("site") / "bids"
-    command = [str(example), str(out), "simulate", "--people-per-head", "3", "--tracer", "AV45", "--random-seed", "3"]
-    assert main(command) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
-    """The default recipe with tiny networks, on the grid that heads are labelled on."""
-    small = small_recipe(
-        grid={"shape": [96, 112, 96]},
-        network={"channels": [16, 24]},
-        regional={"width": 32, "training_steps": 400, "batch": 32, "rate": 3e-3},
-        training={"steps": 3},
-    )
-    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(recipe_text(small))
-    return path
-
-
-@pytest.fixture(scope="module")
-def trained(site, recipe, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("trained")
-    assert main([str(site), str(out), "train", "--recipe", str(recipe), "--name", "ours", "--held-out", ".34"]) == 0
-    return out
 
 
 def table(out: Path) -> list[dict[str, str]]:
@@ -57,24 +26,24 @@ def people(site: Path) -> dict[str, dict[str, str]]:
         return {row["participant_id"]: row for row in csv.DictReader(file, delimiter="\t")}
 
 
-def test_a_dataset_becomes_a_model_folder(site, trained):
-    model = load_model(trained / "models" / "ours")
+def test_a_dataset_becomes_a_model_folder(site, trained_site):
+    model = load_model(trained_site / "models" / "ours")
     assert model.recipe.name == "ours" and model.recipe.tracers == ("AV45",) and not model.demonstration
-    rows = table(trained)
+    rows = table(trained_site)
     assert {row["participant_id"] for row in rows} == set(people(site)) and {r["status"] for r in rows} == {"used"}
     assert "Trained on 4 people; 4 AV45 scans" in model.card and "Held out, by participant: 2 people" in model.card
     assert "demonstration" not in model.card and "Licence of the data: not stated" in model.card
     # a participant's label or value has no place in what may be shared
     for participant, row in people(site).items():
         assert participant.removeprefix("sub-") not in model.card and row["ptau217_lumipulse"] not in model.card
-    ranges = training_ranges(trained / "models" / "ours", model.weights_sha256)
+    ranges = training_ranges(trained_site / "models" / "ours", model.weights_sha256)
     assert set(ranges) == {"AV45"} and len(ranges["AV45"]) > 60
 
 
-def test_what_is_learned_is_the_dataset(site, trained):
+def test_what_is_learned_is_the_dataset(site, trained_site):
     """Regional draws for each person trained on lie nearer to their own scan's than to the others'."""
-    engine = Synthesizer.load(trained / "models" / "ours")
-    scans = sorted((trained / "models" / "ours-training" / "scans").glob("*.npz"))
+    engine = Synthesizer.load(trained_site / "models" / "ours")
+    scans = sorted((trained_site / "models" / "ours-training" / "scans").glob("*.npz"))
     assert len(scans) == 6
     known = people(site)
     drawn, load = [], []
@@ -88,16 +57,16 @@ def test_what_is_learned_is_the_dataset(site, trained):
     assert np.corrcoef(drawn, load)[0, 1] > 0.5
 
 
-def test_the_same_command_goes_on_where_it_stopped(site, recipe, trained, capsys):
-    weights = load_model(trained / "models" / "ours").weights_sha256
-    shutil.rmtree(trained / "models" / "ours")
-    command = [str(site), str(trained), "train", "--recipe", str(recipe), "--name", "ours", "--held-out", ".34"]
+def test_the_same_command_goes_on_where_it_stopped(site, tiny_recipe, trained_site, capsys):
+    weights = load_model(trained_site / "models" / "ours").weights_sha256
+    shutil.rmtree(trained_site / "models" / "ours")
+    command = [str(site), str(trained_site), "train", *as_ours(tiny_recipe)]
     assert main(command) == 0
-    assert load_model(trained / "models" / "ours").weights_sha256 == weights
+    assert load_model(trained_site / "models" / "ours").weights_sha256 == weights
     assert "anew" not in capsys.readouterr().err
 
 
-def test_scans_that_cannot_be_used_are_told_and_the_others_go_on(site, recipe, trained, tmp_path, capsys):
+def test_scans_that_cannot_be_used_are_told_and_the_others_go_on(site, tiny_recipe, trained_site, tmp_path, capsys):
     copy = tmp_path / "bids"
     shutil.copytree(site, copy, symlinks=True)
     first, second = sorted(copy.glob("sub-*/pet/*_pet.nii.gz"))[:2]
@@ -106,8 +75,8 @@ def test_scans_that_cannot_be_used_are_told_and_the_others_go_on(site, recipe, t
     out = tmp_path / "out"
     (out / "models").mkdir(parents=True)
     # what was prepared is found again by its content, wherever the dataset lies
-    shutil.copytree(trained / "models" / "ours-training", out / "models" / "ours-training")
-    assert main([str(copy), str(out), "train", "--recipe", str(recipe), "--name", "ours", "--held-out", ".34"]) == 0
+    shutil.copytree(trained_site / "models" / "ours-training", out / "models" / "ours-training")
+    assert main([str(copy), str(out), "train", *as_ours(tiny_recipe)]) == 0
     told = {row["participant_id"]: row for row in table(out)}
     assert (
         told[first.name.split("_")[0]]["status"] == "left out" and "empty" in told[first.name.split("_")[0]]["reason"]

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from bids_petsynth.errors import UsageError
 from bids_petsynth.models.folder import load_model, training_ranges
 from bids_petsynth.training import pairs
-from bids_petsynth.training.generator import train
+from bids_petsynth.training.generator import Run, train
 from bids_petsynth.training.pairs import (
     Heads,
     Pool,
@@ -104,7 +104,7 @@ def test_the_pool_moves_on_and_is_the_same_after_a_restart():
         made.append(number)
         return fake_case(number)
 
-    pool = Pool(make, lambda pet: pet[:, None], start=4, size=6, refresh=2)
+    pool = Pool(make, lambda pet: pet[:, None], start=4, size=6, refresh=2, targets=("AV45", "FDG"))
     assert pool.numbers(0) == range(4) and pool.numbers(4) == range(6) and pool.numbers(20) == range(8, 14)
     for step in range(21):
         batch = pool.batch(step, 3, torch.Generator().manual_seed(step))
@@ -112,7 +112,7 @@ def test_the_pool_moves_on_and_is_the_same_after_a_restart():
             assert latent.mean().item() == record["age"] * (1 if tracer == "AV45" else -1)
     assert len(made) == len(set(made)), "each person is simulated once"
     assert {r["age"] for r in batch.records} <= set(pool.numbers(20))
-    again = Pool(fake_case, lambda pet: pet[:, None], start=4, size=6, refresh=2)
+    again = Pool(fake_case, lambda pet: pet[:, None], start=4, size=6, refresh=2, targets=("AV45", "FDG"))
     assert torch.equal(again.batch(20, 3, torch.Generator().manual_seed(20)).latents, batch.latents)
 
 
@@ -167,7 +167,7 @@ def test_a_tiny_run_trains_resumes_and_writes_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr("bids_petsynth.training.simulated.RANGE_PEOPLE", 3)
     arrays = save(phantom_heads(), tmp_path / "heads.npz")
     recipe = recipe_here()
-    train(SimulatedGround(arrays, recipe), recipe, tmp_path / "out", None, False, "cpu", 0)
+    train(SimulatedGround(arrays, recipe), recipe, Run(tmp_path / "out", resume=False, validate=0))
     model = load_model(tmp_path / "out" / "model")
     assert model.heads == ("IXI001", "IXI002") and model.demonstration and set(model.spread) == {"AV45", "FDG"}
     assert "IXI353" in model.card and "simulated PET only" in model.card
@@ -181,7 +181,7 @@ def test_a_tiny_run_trains_resumes_and_writes_a_model(tmp_path, monkeypatch):
     assert 0 < row["p05"] < row["mean"] < row["p95"] and row["sd"] > 0
     steps = [int(r["step"]) for r in csv.DictReader((tmp_path / "out" / "log.csv").open())]
     longer = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": 8})})
-    train(SimulatedGround(arrays, longer), longer, tmp_path / "out", None, True, "cpu", 0)
+    train(SimulatedGround(arrays, longer), longer, Run(tmp_path / "out", validate=0))
     assert [int(r["step"]) for r in csv.DictReader((tmp_path / "out" / "log.csv").open())] == [*steps, 8]
 
 

@@ -22,6 +22,17 @@ from bids_petsynth.errors import UsageError
 
 #: Participants with usable pairs below which nothing is trained.
 LEAST_PEOPLE = 4
+#: What a training leaves in its folder besides what was prepared for it.
+LEFT_BY_TRAINING = (
+    "autoencoder",
+    "pretraining",
+    "tensorboard",
+    "best.safetensors",
+    "checkpoint.safetensors",
+    "regional.safetensors",
+    "log.csv",
+    "validation.jsonl",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,6 +52,18 @@ def parser() -> argparse.ArgumentParser:
         type=positive,
         metavar="MIN",
         help="minutes of training (default: the number of steps of the recipe)",
+    )
+    what.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="FOLDER",
+        help="begin with this model's weights, to adapt it to a site with few scans (same recipe parts)",
+    )
+    what.add_argument(
+        "--vgg19",
+        type=Path,
+        metavar="FILE",
+        help="weights of VGG19 as safetensors, for recipes that pre-train in the style of its features",
     )
     what.add_argument(
         "--held-out", type=share, default=0.2, metavar="SHARE", help="share of people kept for figures (default: .2)"
@@ -84,11 +107,21 @@ def run(arguments: argparse.Namespace) -> int:
 
     from bids_petsynth.bids.pets import find_pets, pair
     from bids_petsynth.bids.sink import check_writable, hash_settings, tsv_text, write_bytes
+    from bids_petsynth.models.conditioning import is_pet
+    from bids_petsynth.models.folder import load_model
     from bids_petsynth.models.recipe import load_recipe
     from bids_petsynth.models.synthesizer import choose_device
     from bids_petsynth.training import generator
+    from bids_petsynth.training.launch import launch
     from bids_petsynth.training.real import split_people
-    from bids_petsynth.training.site import Preparation, SiteGround, describe, prepare
+    from bids_petsynth.training.site import (
+        Preparation,
+        SiteGround,
+        describe,
+        heads_without_pet,
+        prepare,
+        share_of,
+    )
 
     torch.set_num_threads(threads)
     recipe = load_recipe(arguments.recipe)
@@ -115,12 +148,20 @@ def run(arguments: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    device = choose_device(arguments.device)
+    fabric = launch(choose_device(arguments.device))
+    device, first = str(fabric.device), fabric.is_global_zero
     window = tuple(arguments.pet_window) if arguments.pet_window else None
     how = Preparation(working, window, arguments.pet_fwhm, device, arguments.random_seed)
-    people, rows = prepare(pairs, recipe, _reader(bids_dir, arguments.mapping), how, say)
+    read = _reader(bids_dir, arguments.mapping)
+    if fabric.world_size > 1:
+        # each process prepares its part of the people, then all find everything prepared
+        prepare(share_of(pairs, fabric.global_rank, fabric.world_size), recipe, read, how, say)
+        fabric.barrier()
+    people, rows = prepare(pairs, recipe, read, how, say if first else lambda line: None)
+    unpaired = heads_without_pet(cases, pairs, recipe, how, say) if recipe.pretraining else []
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    write_bytes(working / "pairs.tsv", tsv_text(rows, columns).encode())
+    if first:
+        write_bytes(working / "pairs.tsv", tsv_text(rows, columns).encode())
     used = sorted({tracer for stored in people for tracer in stored.scans}, key=tracers.index)
     count = len({stored.participant for stored in people})
     if count < LEAST_PEOPLE:
@@ -129,14 +170,24 @@ def run(arguments: argparse.Namespace) -> int:
             f"{working / 'pairs.tsv'} tells why scans were left out."
         )
     training = recipe.training.model_copy(update={"seed": arguments.random_seed})
-    recipe = recipe.model_copy(update={"name": name, "tracers": tuple(used), "training": training})
+    drawn = (*used, *(other for other in recipe.tracers if not is_pet(other)))
+    recipe = recipe.model_copy(update={"name": name, "tracers": drawn, "training": training})
     inside, outside = split_people(people, arguments.held_out, arguments.random_seed)
     about = describe(inside, outside, recipe, arguments.licence)
-    ground = SiteGround(inside, outside, recipe, about, arguments.command)
-    if start_over_if_changed(working, hash_settings([recipe.model_dump(mode="json"), inside, outside])):
+    ground = SiteGround(inside, outside, recipe, about, arguments.command, tuple(unpaired))
+    start = arguments.init_from
+    content = [recipe.model_dump(mode="json"), inside, outside, unpaired, start and load_model(start).fingerprint]
+    if first and start_over_if_changed(working, hash_settings(content)):
         say("scans, values or recipe differ from those of the earlier run: training starts anew")
-    say(f"training on {len(inside)} heads with {', '.join(used)}; {len(outside)} held out")
-    generator.train(ground, recipe, working, arguments.time_budget, True, device, 10.0)
+    fabric.barrier()
+    if first:
+        say(f"training on {len(inside)} heads with {', '.join(used)}; {len(outside)} held out")
+    run = generator.Run(
+        working, arguments.time_budget, device=device, start=start, vgg19=arguments.vgg19, report=say, fabric=fabric
+    )
+    generator.train(ground, recipe, run)
+    if not first:
+        return 0
     fresh = models / f".{name}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(working / "model", fresh)
@@ -152,10 +203,9 @@ def start_over_if_changed(working: Path, key: str) -> bool:
     note = working / "run.txt"
     if note.is_file() and note.read_text() == key:
         return False
-    old = [working / part for part in ("checkpoint.safetensors", "regional.safetensors", "log.csv", "validation.jsonl")]
-    there = [path for path in old if path.exists()]
+    there = [working / part for part in LEFT_BY_TRAINING if (working / part).exists()]
     for path in there:
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     working.mkdir(parents=True, exist_ok=True)
     note.write_text(key)
     return bool(there)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bids_petsynth.models.codec import BandLimitedCodec
@@ -48,14 +47,15 @@ class Autoencoder(nn.Module):
         """``(N, C, x, y, z)`` → ``(N, X, Y, Z)``."""
         return self.net.decode(latents / self.scale)[:, 0]
 
-    def loss(self, volumes: Tensor, kl_weight: float = 1e-6) -> Tensor:
-        """Mean absolute error of a sampled reconstruction plus ``kl_weight`` times the Kullback–Leibler divergence
-        from a standard normal distribution, per latent element (Kingma & Welling, arXiv:1312.6114).
+    def reconstructed(self, volumes: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Volumes decoded from latents that ``noise`` samples, and the latents' mean Kullback–Leibler divergence.
+
+        The divergence is from a standard normal distribution, per latent element (Kingma & Welling, arXiv:1312.6114).
         """
         mean, sd = self.net.encode(volumes[:, None])
-        decoded = self.net.decode(mean + sd * torch.randn_like(sd))
+        decoded = self.net.decode(mean + sd * noise)
         divergence = 0.5 * (mean**2 + sd**2 - 2 * sd.clamp(min=1e-6).log() - 1).mean()
-        return F.l1_loss(decoded[:, 0], volumes) + kl_weight * divergence
+        return decoded[:, 0], divergence
 
     @torch.no_grad()
     def fit_scale(self, volumes: Tensor) -> None:

@@ -32,6 +32,12 @@ def tracer_codes() -> dict[str, int]:
     return {row["code"]: int(row["index"]) for row in read_table("tracer_codes.tsv")}
 
 
+def is_pet(modality: str) -> bool:
+    """Whether a modality of the table is a PET tracer."""
+    kinds = {row["code"]: row["kind"] for row in read_table("tracer_codes.tsv")}
+    return kinds.get(modality, "mri") not in ("mri", "ct")
+
+
 def tracer_index(tracer: str) -> int:
     """Row of ``tracer`` in the embedding.
 

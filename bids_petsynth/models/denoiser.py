@@ -1,22 +1,24 @@
-"""The velocity network of the rectified flow: a latent U-Net, conditioned on images, record, tracer and time.
+"""The networks that processes ask: conditioned on images, other scans, record, text, tracer and time.
 
-Plain torch: its training needs nothing else.
+Plain torch: their training needs nothing else.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bids_petsynth.folding import fold, unfold
-from bids_petsynth.models.conditioning import RecordEmbedding
-from bids_petsynth.models.process import preconditioned
+from bids_petsynth.models.conditioning import TRACER_SLOTS, RecordEmbedding, time_features, tracer_index
+from bids_petsynth.models.networks.dual import DualArm
+from bids_petsynth.models.networks.fusion import SourceFusion
+from bids_petsynth.models.networks.unet import UNet
 from bids_petsynth.models.recipe import Recipe
-from bids_petsynth.models.regional import Condition, Painting
+from bids_petsynth.models.regional import Condition, Painting, regional_means
 
 
 @dataclass(frozen=True)
@@ -24,71 +26,20 @@ class Sources:
     """What is taken from the images, computed once per head for all draws and steps.
 
     ``features`` is ``(N, channels, x, y, z)`` on the latent grid; ``painting`` paints regional means on the folded
-    grid's voxels where the recipe has a regional part. N may be 1 for a batch of draws of one head.
+    grid's voxels where the recipe has a regional part. ``given (N, S, C, x, y, z)`` are the recipe's sources in
+    standardised latents and ``there (N, S)`` tells which of them are there; ``code (N, E)`` names the one source where
+    only one is taken. N may be 1 for a batch of draws of one head.
     """
 
     features: Tensor
-    painting: Painting | None
-
-
-class ResidualBlock(nn.Module):
-    """Two convolutions with group norm; the second norm's scale and shift come from the embedding."""
-
-    def __init__(self, channels: int, embedding: int, groups: int):
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups, channels)
-        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
-        self.modulate = nn.Linear(embedding, 2 * channels)
-        self.norm2 = nn.GroupNorm(groups, channels)
-        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
-        # a block starts as the identity
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.modulate(embedding)[..., None, None, None].chunk(2, dim=1)
-        out = self.conv1(F.silu(self.norm1(x)))
-        out = self.norm2(out) * (1 + scale) + shift
-        return x + self.conv2(F.silu(out))
-
-
-class UNet(nn.Module):
-    """Residual U-Net with additive skips; channels in equal the first level's width, ``outputs`` channels out."""
-
-    def __init__(self, channels: tuple[int, ...], blocks: int, outputs: int, embedding: int, groups: int):
-        super().__init__()
-
-        def level(width: int) -> nn.ModuleList:
-            return nn.ModuleList(ResidualBlock(width, embedding, groups) for _ in range(blocks))
-
-        steps = list(zip(channels[:-1], channels[1:], strict=True))
-        self.down = nn.ModuleList(level(width) for width in channels)
-        self.shrink = nn.ModuleList(nn.Conv3d(a, b, 2, 2) for a, b in steps)
-        self.grow = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, 2) for a, b in steps)
-        self.up = nn.ModuleList(level(width) for width in channels)
-        self.norm = nn.GroupNorm(groups, channels[0])
-        self.out = nn.Conv3d(channels[0], outputs, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        skips = []
-        for i, level in enumerate(self.down):
-            if i:
-                x = self.shrink[i - 1](x)
-            for block in level:
-                x = block(x, embedding)
-            skips.append(x)
-        for i in reversed(range(len(self.up))):
-            if i < len(skips) - 1:
-                x = self.grow[i](x) + skips[i]
-            for block in self.up[i]:
-                x = block(x, embedding)
-        return self.out(F.silu(self.norm(x)))
+    painting: Painting | None = None
+    given: Tensor | None = None
+    there: Tensor | None = None
+    code: Tensor | None = None
 
 
 class Denoiser(nn.Module):
-    """Velocity of the rectified flow in a recipe's latent space.
+    """A U-Net in a recipe's latent space; what it returns is the process's matter (``models.processes``).
 
     In a recipe with a regional part the latent is what a painting of the regional means leaves, the painting is a
     second input, and the record is left to the regional flow.
@@ -103,35 +54,65 @@ class Denoiser(nn.Module):
     Notes
     -----
     ``prepare`` takes the T1w ``(N, X, Y, Z)`` (white matter median 1) and the pooled label probabilities
-    ``(N, classes, X/p, Y/p, Z/p)`` with p = ``recipe.label_pool``; ``forward`` takes standardised latents.
+    ``(N, classes, X/p, Y/p, Z/p)`` with p = ``recipe.label_pool``, and of recipes with ``conditioning.sources`` these,
+    see :class:`Sources`; ``forward`` takes standardised latents.
     """
 
     def __init__(self, recipe: Recipe, classes: int):
         super().__init__()
-        net = recipe.network
+        net, spec = recipe.network, recipe.conditioning
         width, latent = net.channels[0], recipe.latent_channels
-        self.images, self.paints = recipe.conditioning.images, recipe.regional is not None
+        self.images, self.paints = spec.images, recipe.regional is not None
         self.ratio, self.fold = recipe.ratio, recipe.fold
-        self.label_fold = recipe.ratio // recipe.label_pool
+        self.label_fold = max(1, recipe.ratio // recipe.label_pool)
         # a convolution whose kernel is its stride folds space into channels and mixes them
         self.features = nn.ModuleDict()
         if "labels" in self.images:
             self.features["labels"] = nn.Conv3d(classes, width, self.label_fold, self.label_fold)
         if "t1w" in self.images:
             self.features["t1w"] = nn.Conv3d(1, width, recipe.ratio, recipe.ratio)
-        variables = 0 if self.paints else len(recipe.conditioning.variables)
-        self.embedding = RecordEmbedding(variables, net.embedding)
+        self.numeric = spec.numeric and not self.paints
+        self.embedding = RecordEmbedding(len(spec.variables) if self.numeric else 0, net.embedding)
         self.stem = nn.Conv3d((2 if self.paints else 1) * latent, width, 3, padding=1)
-        self.unet = UNet(net.channels, net.blocks, latent, net.embedding, net.groups)
+        context = net.embedding if spec.text else 0
+        attention = None if net.attention == "none" else net.attention
+        more = {"attention": attention, "context": context, "gates": net.gates}
+        self.unet = UNet(net.channels, net.blocks, latent, net.embedding, net.groups, **more)
+        self.text = nn.Linear(spec.text.width, context) if spec.text else None
+        codes = torch.tensor([tracer_index(name) for name in spec.sources], dtype=torch.long)
+        self.register_buffer("codes", codes, persistent=False)
+        self.fusion = self.source = None
+        if spec.sources and spec.fusion == "attention":
+            self.fusion = SourceFusion(len(spec.sources), latent, width, net.embedding)
+        elif spec.sources:
+            self.source = nn.Conv3d(latent, width, 3, padding=1)
+            self.source_code = nn.Embedding(TRACER_SLOTS, net.embedding)
+        if recipe.losses.alignment:
+            self.align_text = nn.Linear(spec.text.width, net.embedding)
+            self.align_image = nn.Linear(classes, net.embedding)
 
-    def prepare(self, t1w: Tensor, labels: Tensor) -> Sources:
+    def prepare(self, t1w: Tensor, labels: Tensor, given: Tensor | None = None, there: Tensor | None = None) -> Sources:
         """Features and painting of N heads."""
         features = t1w.new_zeros(len(t1w), 1, *(n // self.ratio for n in t1w.shape[1:]))
         if "labels" in self.images:
-            features = features + self.features["labels"](labels)
+            mixed = self.features["labels"](labels)
+            if mixed.shape[2:] != features.shape[2:]:
+                mixed = F.interpolate(mixed, features.shape[2:], mode="trilinear")
+            features = features + mixed
         if "t1w" in self.images:
             features = features + self.features["t1w"](t1w[:, None])
-        return Sources(features, self.painting(labels) if self.paints else None)
+        sources = Sources(features, self.painting(labels) if self.paints else None, given, there)
+        return sources if self.source is None else self._with_one(sources)
+
+    def _with_one(self, sources: Sources) -> Sources:
+        """The first source that is there, mixed into the features, and its code; nothing where none is."""
+        first = sources.there.argmax(1)
+        rows = torch.arange(len(first), device=first.device)
+        any_there = sources.there.any(1)
+        image = torch.nan_to_num(sources.given[rows, first])
+        mixed = self.source(image) * any_there.view(-1, 1, 1, 1, 1)
+        code = self.source_code(self.codes[first]) * any_there[:, None]
+        return replace(sources, features=sources.features + mixed, code=code, given=None)
 
     def painting(self, labels: Tensor) -> Painting:
         """How regional means are painted on heads with these label probabilities (as :meth:`prepare` takes them)."""
@@ -151,18 +132,72 @@ class Denoiser(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, sources: Sources, condition: Condition, painted: Tensor | None = None
     ) -> Tensor:
-        """Velocity at ``x (N, C, x, y, z)`` and times ``t (N,)``; ``painted`` as :meth:`paint` gives it."""
-        if self.paints:
-            nothing = condition.values[:, :0]
-            condition = Condition(nothing, nothing, condition.tracer)
-        embedding = self.embedding(condition.values, condition.mask, condition.tracer, t)
+        """Output at ``x (N, C, x, y, z)`` and times ``t (N,)``; ``painted`` as :meth:`paint` gives it."""
+        embedding = self.embedding(*_record(condition, self.numeric), condition.tracer, t)
+        if sources.code is not None:
+            embedding = embedding + sources.code
+        # SUVR lies around 1
+        x = torch.cat([x, painted - 1], dim=1) if self.paints else x
+        hidden = self.stem(x) + sources.features
+        if self.fusion is not None:
+            # draws of one head share its sources, each with the embedding of its own time
+            n = len(x)
+            given = sources.given.expand(n, *sources.given.shape[1:])
+            hidden = hidden + self.fusion(given, sources.there.expand(n, -1), embedding)
+        context = None if self.text is None else self.text(condition.text)
+        return self.unet(hidden, embedding, context=context, context_mask=condition.text_mask)
 
-        def network(z: Tensor) -> Tensor:
-            # SUVR lies around 1
-            z = torch.cat([z, painted - 1], dim=1) if self.paints else z
-            return self.unet(self.stem(z) + sources.features, embedding)
+    def aligned(self, images: Tensor, labels: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """Vectors ``(N, E)`` of text and image (its regional means) for the alignment loss."""
+        mask = condition.text_mask[..., None].float()
+        text = (condition.text * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return self.align_text(text), self.align_image(regional_means(images, labels))
 
-        return preconditioned(network, x.float(), t)
+
+def _record(condition: Condition, numeric: bool) -> tuple[Tensor, Tensor]:
+    nothing = condition.values[:, :0]
+    return (condition.values, condition.mask) if numeric else (nothing, nothing)
+
+
+class DualDenoiser(nn.Module):
+    """PASTA's two arms behind the interface of :class:`Denoiser`; its one source is the T1w.
+
+    A volume as deep as ``network.slices`` is one slab: training gives it such, synthesis whole volumes.
+    """
+
+    paints = False
+
+    def __init__(self, recipe: Recipe, classes: int):
+        super().__init__()
+        net = recipe.network
+        self.numeric = recipe.conditioning.numeric
+        self.time = nn.Sequential(nn.Linear(64, net.embedding), nn.SiLU(), nn.Linear(net.embedding, net.embedding))
+        self.record = RecordEmbedding(len(recipe.conditioning.variables) if self.numeric else 0, net.embedding)
+        self.arms = DualArm(
+            net.slices, net.channels, net.blocks, net.embedding, net.embedding, net.groups, stride=net.stride
+        )
+
+    def prepare(self, t1w: Tensor, labels: Tensor, given: Tensor | None = None, there: Tensor | None = None) -> Sources:
+        """The source of N heads; the labels are not used."""
+        return Sources(given[:, 0], None, given, there)
+
+    def both(
+        self, x: Tensor, t: Tensor, source: Tensor, condition: Condition, swapped: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Output at ``x``, and the conditioner arm's own translation of ``source``; ``swapped`` the other way round."""
+        clinical = self.record(*_record(condition, self.numeric), condition.tracer, torch.zeros_like(t))
+        return self.arms(x, source, self.time(time_features(t, 64)), clinical, swapped=swapped)
+
+    def forward(
+        self, x: Tensor, t: Tensor, sources: Sources, condition: Condition, painted: Tensor | None = None
+    ) -> Tensor:
+        """Output at ``x (N, 1, x, y, z)`` and times ``t (N,)``."""
+        return self.both(x, t, sources.features.expand(len(x), -1, -1, -1, -1), condition)[0]
+
+
+def build_denoiser(recipe: Recipe, classes: int) -> Denoiser | DualDenoiser:
+    """The network that a recipe names."""
+    return (DualDenoiser if recipe.network.kind == "dual-arm" else Denoiser)(recipe, classes)
 
 
 def parameters_in_millions(net: nn.Module) -> float:

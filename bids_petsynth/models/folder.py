@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from bids_petsynth.errors import ModelError
 from bids_petsynth.models.autoencoder import build_space
 from bids_petsynth.models.conditioning import Standardisation
-from bids_petsynth.models.denoiser import Denoiser
+from bids_petsynth.models.denoiser import Denoiser, DualDenoiser, build_denoiser
 from bids_petsynth.models.recipe import Recipe, parse_recipe, recipe_text
 from bids_petsynth.models.regional import RegionalFlow
 
-FORMAT = 2
+#: Version that is written; folders of all versions from :data:`OLDEST` on are read.
+FORMAT, OLDEST = 3, 2
 #: Largest weight file in bytes, so that a model can live in a git repository.
 SHARD_BYTES = 14_000_000
 
@@ -33,6 +34,10 @@ class Model:
     latent_mean, latent_sd
         Per latent channel; the denoiser works on ``(latent − mean) / sd``, where there is a ``regional`` flow after the
         painting of the regional means was taken off.
+    scaling
+        Mean and SD of modalities that have their own, see :meth:`scale`.
+    text_encoder
+        Identity of the encoder that texts were read with in training, empty in recipes without text.
     variables
         Mean and SD of the conditioning variables after their transform.
     spread
@@ -49,7 +54,7 @@ class Model:
     """
 
     recipe: Recipe
-    denoiser: Denoiser
+    denoiser: Denoiser | DualDenoiser
     regional: RegionalFlow | None
     space: nn.Module
     latent_mean: tuple[float, ...]
@@ -64,6 +69,14 @@ class Model:
     card: str = ""
     weights_sha256: str = ""
     fingerprint: str = ""
+    scaling: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)
+    text_encoder: str = ""
+
+    def scale(self, modalities: Sequence[str], device: str = "cpu") -> tuple[Tensor, Tensor]:
+        """Mean and SD ``(N, C, 1, 1, 1)`` that latents of these modalities are standardised by."""
+        shared = (self.latent_mean, self.latent_sd)
+        pairs = [self.scaling.get(name, shared) for name in modalities]
+        return tuple(torch.tensor(part, device=device)[..., None, None, None] for part in zip(*pairs, strict=True))
 
 
 def build_regional(recipe: Recipe, classes: int) -> RegionalFlow | None:
@@ -135,6 +148,8 @@ def save_model(model: Model, folder: Path) -> None:
         "classes": model.classes,
         "latent_mean": list(model.latent_mean),
         "latent_sd": list(model.latent_sd),
+        "scaling": {name: [list(part) for part in pair] for name, pair in model.scaling.items()},
+        "text_encoder": model.text_encoder,
         "variables": {
             spec.name: {"mean": mean, "sd": sd}
             for spec, mean, sd in zip(
@@ -176,10 +191,10 @@ def _verified(folder: Path) -> dict:
     version = about.get("format")
     if not isinstance(version, int) or version < 1:
         raise ModelError(f"{folder}/model.json names no format version: the model is damaged; copy its folder again.")
-    if version < FORMAT:
+    if version < OLDEST:
         raise ModelError(
             f"The model {folder} was made by an older version of bids-petsynth (format {version}, this one reads "
-            f"{FORMAT}); train it again, or use that version."
+            f"{OLDEST} to {FORMAT}); train it again, or use that version."
         )
     if version > FORMAT:
         raise ModelError(
@@ -275,7 +290,7 @@ def load_model(folder: Path) -> Model:
         classes = int(about["classes"])
         # a random start is drawn and replaced: it must not move the caller's random numbers
         with torch.random.fork_rng(devices=[]):
-            denoiser, space = Denoiser(recipe, classes), build_space(recipe)
+            denoiser, space = build_denoiser(recipe, classes), build_space(recipe)
             regional = build_regional(recipe, classes)
         model = Model(
             recipe=recipe,
@@ -295,12 +310,18 @@ def load_model(folder: Path) -> Model:
             card=(folder / "MODEL_CARD.md").read_text(encoding="utf-8"),
             weights_sha256=_weights_sum(about["sha256"]),
             fingerprint=_sha256(folder / "model.json"),
+            scaling={
+                str(name): tuple(tuple(float(v) for v in part) for part in pair)
+                for name, pair in about.get("scaling", {}).items()
+            },
+            text_encoder=str(about.get("text_encoder", "")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{folder}/model.json does not fit its recipe ({error}); copy the model folder again."
         ) from None
-    if not len(model.latent_mean) == len(model.latent_sd) == recipe.latent_channels:
+    pairs = [(model.latent_mean, model.latent_sd), *model.scaling.values()]
+    if any(len(part) != recipe.latent_channels for pair in pairs for part in pair):
         raise ModelError(f"{folder}/model.json standardises another number of latent channels than the recipe has.")
     _load_weights(folder, sorted(n for n in about["sha256"] if n.startswith("weights-")), model)
     return model

@@ -12,6 +12,8 @@ from bids_petsynth.errors import ModelError
 from bids_petsynth.tables import data_path
 
 Triple = tuple[int, int, int]
+#: Values of ``kind`` that choose among tables of a recipe.
+KINDS = ("codec", "autoencoder", "rectified-flow", "ddpm", "direct")
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -27,7 +29,10 @@ class GridSpec(_Part):
 
 
 class CodecSpec(_Part):
-    """Band-limited codec: keeps what lies below ``cutoff`` (cycles/mm) and folds ``fold``³ voxels into channels."""
+    """Band-limited codec: keeps what lies below ``cutoff`` (cycles/mm) and folds ``fold``³ voxels into channels.
+
+    With ``fold = 1`` it is a plain volume of voxels of ``1 / (2 cutoff)`` mm.
+    """
 
     kind: Literal["codec"]
     cutoff: float = Field(gt=0)
@@ -35,13 +40,21 @@ class CodecSpec(_Part):
 
 
 class AutoencoderSpec(_Part):
-    """Trained autoencoder; each level after the first halves the resolution."""
+    """Trained autoencoder; each level after the first halves the resolution.
+
+    Its own phase takes ``training_steps`` steps; ``kl`` weighs the Kullback–Leibler divergence, ``adversarial`` the
+    loss by a patch discriminator.
+    """
 
     kind: Literal["autoencoder"]
     channels: tuple[int, ...] = Field(min_length=2)
     latent_channels: int = Field(ge=1)
     blocks: int = Field(default=1, ge=1)
     groups: int = Field(default=8, ge=1)
+    training_steps: int = Field(default=2000, ge=1)
+    rate: float = Field(default=5e-4, gt=0)
+    kl: float = Field(default=1e-6, ge=0)
+    adversarial: float = Field(default=0.0, ge=0)
 
 
 class FlowSpec(_Part):
@@ -54,13 +67,61 @@ class FlowSpec(_Part):
     guidance: float = Field(default=1.0, ge=0)
 
 
-class NetworkSpec(_Part):
-    """Latent U-Net: width of each level, residual blocks per level and direction, embedding width."""
+class DiffusionSpec(_Part):
+    """DDPM: noise schedule, what the network predicts, and the sampler with its number of steps.
 
+    ``beta`` are the first and last variance of the linear schedules. ``clamp`` holds the predicted data within ± this
+    many standard deviations while sampling.
+    """
+
+    kind: Literal["ddpm"]
+    schedule: Literal["cosine", "linear", "scaled-linear"] = "cosine"
+    beta: tuple[float, float] = (1e-4, 0.02)
+    timesteps: int = Field(default=1000, ge=2)
+    target: Literal["epsilon", "x0", "velocity"] = "epsilon"
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+    steps: int = Field(ge=1)
+    eta: float = Field(default=0.0, ge=0, le=1)
+    clamp: float | None = Field(default=None, gt=0)
+    guidance: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _no_more_steps(self) -> DiffusionSpec:
+        if self.steps > self.timesteps:
+            raise ValueError("steps: no more than timesteps; lower it")
+        return self
+
+
+class DirectSpec(_Part):
+    """One pass of the network, as baselines do: a regression, or with ``noise`` an adversarial generator."""
+
+    kind: Literal["direct"]
+    noise: bool = False
+    steps: Literal[1] = 1
+    guidance: Literal[1.0] = 1.0
+
+    @property
+    def solver(self) -> str:
+        """As sidecars name it."""
+        return "one pass"
+
+
+class NetworkSpec(_Part):
+    """U-Net: width of each level, residual blocks per level and direction, embedding width.
+
+    ``attention`` acts at the coarsest level, ``gates`` on the skips. The kind ``dual-arm`` is PASTA's pair of 2.5D
+    U-Nets, which see ``slices`` axial slices at once and move on by ``stride``.
+    """
+
+    kind: Literal["unet", "dual-arm"] = "unet"
     channels: tuple[int, ...] = Field(min_length=1)
     blocks: int = Field(default=1, ge=1)
     groups: int = Field(default=8, ge=1)
     embedding: int = Field(default=192, ge=8)
+    attention: Literal["none", "linear", "full"] = "none"
+    gates: bool = False
+    slices: int = Field(default=15, ge=1)
+    stride: int = Field(default=5, ge=1)
 
 
 class RegionalSpec(_Part):
@@ -91,32 +152,94 @@ class VariableSpec(_Part):
     transform: Literal["identity", "log"] = "identity"
 
 
+class TextSpec(_Part):
+    """The record as a text: how it is written, which encoder reads it, and how many tokens of it are kept.
+
+    ``width`` is that of the encoder's vectors; other encoders have others.
+    """
+
+    style: Literal["numbers", "template", "llm"] = "template"
+    encoder: str = "default"
+    tokens: int = Field(default=64, ge=2)
+    width: int = Field(default=384, ge=1)
+
+
 class ConditioningSpec(_Part):
     """What the synthesis is conditioned on, and how often it is withheld in training.
 
-    ``drop_variable`` is the mean share of a person's variables (see ``models.conditioning.withhold``), ``drop_group``
-    the probability for each group of variables, ``drop_record`` that for all of them.
+    ``images`` are there for every head. ``sources`` are scans in the target's own space, of which any may be missing:
+    ``fusion`` "attention" weighs whatever is there, "concatenation" takes one, at random in training. The record enters
+    as numbers, as ``text``, or both. ``drop_variable`` is the mean share of a person's variables (see
+    ``models.conditioning.withhold``), ``drop_group`` the probability for each group of variables, ``drop_record`` that
+    for all of them, ``drop_source`` that for each source.
     """
 
     images: tuple[Literal["t1w", "labels"], ...] = ("t1w", "labels")
+    sources: tuple[str, ...] = ()
+    fusion: Literal["attention", "concatenation"] = "attention"
     variables: tuple[VariableSpec, ...] = ()
+    numeric: bool = True
+    text: TextSpec | None = None
     drop_variable: Probability = 0.15
     drop_group: Probability = 0.0
     drop_record: Probability = 0.1
+    drop_source: Probability = 0.0
 
     @model_validator(mode="after")
     def _named_once(self) -> ConditioningSpec:
         names = [v.name for v in self.variables]
         if len(set(names)) < len(names):
             raise ValueError("a variable is listed twice; list each one once")
+        if len(set(self.sources)) < len(self.sources):
+            raise ValueError("a source is listed twice; list each one once")
         return self
+
+
+class LossSpec(_Part):
+    """Weights of the losses; all but the first act on the image that the network's output implies.
+
+    ``process`` is the error of what the process asks for (velocity, ε, x₀). ``l1``, ``mse``, ``ssim`` (1 − SSIM),
+    ``laplacian`` (MRI2PET), ``clinical`` (regional means, ACADiff), ``alignment`` (text and image, CLIP),
+    ``translation`` and ``cycle`` (PASTA's conditioner task and cycle exchange) and ``adversarial`` are added.
+    ``regions`` weighs the voxels of the target's regions in ``l1`` and ``mse`` by ``region_weight``, "learned" changes
+    it while training.
+    """
+
+    process: float = Field(default=1.0, ge=0)
+    l1: float = Field(default=0.0, ge=0)
+    mse: float = Field(default=0.0, ge=0)
+    ssim: float = Field(default=0.0, ge=0)
+    laplacian: float = Field(default=0.0, ge=0)
+    clinical: float = Field(default=0.0, ge=0)
+    alignment: float = Field(default=0.0, ge=0)
+    translation: float = Field(default=0.0, ge=0)
+    cycle: float = Field(default=0.0, ge=0)
+    adversarial: float = Field(default=0.0, ge=0)
+    regions: Literal["none", "fixed", "learned"] = "none"
+    region_weight: float = Field(default=10.0, gt=0)
+
+    @property
+    def of_image(self) -> bool:
+        """Whether any loss looks at the predicted image."""
+        return any((self.l1, self.mse, self.ssim, self.laplacian, self.clinical, self.alignment, self.adversarial))
+
+
+class PretrainingSpec(_Part):
+    """Steps on pairs of a T1w and a PET-like image made from it by style transfer (MRI2PET's first phase).
+
+    ``style``: "statistics" (slicewise histogram and spectrum of a random PET), "vgg19" (needs ``--vgg19 FILE``), or
+    "none", where the T1w itself is drawn.
+    """
+
+    steps: int = Field(ge=1)
+    style: Literal["statistics", "vgg19", "none"] = "statistics"
 
 
 class TrainingSpec(_Part):
     """The loop: AdamW with warm-up and cosine decay, exponential moving average, gradient clipping.
 
     ``pool`` simulated people, each on their own deformed head and scanned with every tracer, are kept; one is replaced
-    every ``refresh`` steps.
+    every ``refresh`` steps. Training stops after ``patience`` validations without improvement (0: never).
     """
 
     steps: int = Field(ge=1)
@@ -129,6 +252,8 @@ class TrainingSpec(_Part):
     seed: int = Field(default=0, ge=0)
     pool: int = Field(default=100, ge=1)
     refresh: int = Field(default=2, ge=1)
+    patience: int = Field(default=0, ge=0)
+    tensorboard: bool = True
 
 
 class Recipe(_Part):
@@ -139,10 +264,13 @@ class Recipe(_Part):
     source: str
     grid: GridSpec
     space: CodecSpec | AutoencoderSpec = Field(discriminator="kind")
-    process: FlowSpec
+    normalisation: Literal["standard", "minmax"] = "standard"
+    process: FlowSpec | DiffusionSpec | DirectSpec = Field(discriminator="kind")
     regional: RegionalSpec | None = None
     network: NetworkSpec
     conditioning: ConditioningSpec
+    losses: LossSpec = LossSpec()
+    pretraining: PretrainingSpec | None = None
     tracers: tuple[str, ...] = Field(min_length=1)
     n_draws: int = Field(default=8, ge=1)
     training: TrainingSpec
@@ -171,8 +299,13 @@ class Recipe(_Part):
 
     @property
     def label_pool(self) -> int:
-        """Model-grid voxels per axis averaged into one voxel of label probabilities (half the latent's ratio)."""
-        return max(1, self.ratio // 2)
+        """Model-grid voxels per axis averaged into one voxel of label probabilities (half a folded latent's ratio)."""
+        return max(2, self.ratio // 2)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What is encoded into the latent space: targets, then the sources that are not among them."""
+        return tuple(dict.fromkeys((*self.tracers, *self.conditioning.sources)))
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Recipe:
@@ -183,7 +316,8 @@ class Recipe(_Part):
                     "space.cutoff: fold / (2 · cutoff · voxel_size) must be a whole number ≥ fold; change cutoff"
                 )
         multiple = self.ratio * 2 ** (len(self.network.channels) - 1)
-        if any(n % multiple for n in self.grid.shape):
+        # a 2.5D network halves within slices alone
+        if any(n % multiple for n in self.grid.shape[: 2 if self.network.kind == "dual-arm" else 3]):
             raise ValueError(
                 f"grid.shape: every extent must be a multiple of {multiple} for this space and network; "
                 "change it, or use fewer network.channels"
@@ -191,16 +325,35 @@ class Recipe(_Part):
         if self.regional and not (isinstance(self.space, CodecSpec) and "labels" in self.conditioning.images):
             raise ValueError('regional: painted regions need a codec and "labels" among conditioning.images; add them')
         label_fold = self.ratio // self.label_pool
-        if self.ratio % self.label_pool or (self.regional and (self.label_pool < 2 or label_fold % self.fold)):
+        if any(n % self.label_pool for n in self.grid.shape):
+            raise ValueError(f"grid.shape: every extent must be a multiple of {self.label_pool}; change it")
+        if self.regional and (self.ratio % self.label_pool or self.fold < 2 or label_fold % self.fold):
             raise ValueError(
                 "space: labels pooled to half the latent's voxels do not fit its fold; choose cutoff and fold so that "
                 "fold / (2 · cutoff · voxel_size) is 4, 8 … with fold 2"
             )
+        if self.regional and self.process.kind != "rectified-flow":
+            raise ValueError("process: a recipe with a regional part is a rectified flow; change one of them")
+        if self.network.kind == "dual-arm":
+            self._dual_arm_fits()
+        elif self.losses.translation or self.losses.cycle:
+            raise ValueError('losses: translation and cycle belong to network.kind "dual-arm"; set them to 0')
+        if self.losses.alignment and self.conditioning.text is None:
+            raise ValueError("losses.alignment needs conditioning.text; add it or set the loss to 0")
+        if self.losses.ssim and self.latent_shape and min(self.latent_shape) * self.fold < 11:
+            raise ValueError("losses.ssim needs images of 11 voxels along each axis; set it to 0")
         if any(c % self.network.groups for c in self.network.channels):
             raise ValueError("network.channels: each must be a multiple of network.groups; change one of them")
         if len(set(self.tracers)) < len(self.tracers):
             raise ValueError("tracers: one is listed twice; list each one once")
         return self
+
+    def _dual_arm_fits(self) -> None:
+        plain = isinstance(self.space, CodecSpec) and self.space.fold == 1
+        if not plain or self.conditioning.sources != ("T1w",) or self.conditioning.text is not None:
+            raise ValueError('network.kind "dual-arm" takes a codec with fold 1, the one source "T1w", and no text')
+        if not self.network.slices <= self.latent_shape[2]:
+            raise ValueError(f"network.slices: the volume has {self.latent_shape[2]}; lower it")
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
@@ -217,7 +370,8 @@ def parse_recipe(text: str, where: str) -> Recipe:
         raise ModelError(f"{where} is not valid TOML ({error}); correct it there.") from None
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        # pydantic names the kind that it judged by; the file has no such level
+        field = ".".join(str(part) for part in first["loc"] if part not in KINDS)
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = "no such field; correct its name or remove it"

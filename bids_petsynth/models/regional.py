@@ -7,7 +7,8 @@ then draws scans *with* given regional means; it neither needs the record nor ca
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,23 +29,34 @@ FLOOR = 1.0
 class Condition:
     """What a draw is conditioned on besides images.
 
-    Standardised record ``(N, V)`` with mask, tracer ``(N,)``, and for a regional flow that takes them the volumes of
-    the regions ``(N, classes)`` in ml (see :func:`label_volumes`).
+    Standardised record ``(N, V)`` with mask, tracer ``(N,)``, for a regional flow that takes them the volumes of
+    the regions ``(N, classes)`` in ml (see :func:`label_volumes`), and for recipes with a text its tokens
+    ``(N, T, D)`` with the mask ``(N, T)`` of those that are there.
     """
 
     values: Tensor
     mask: Tensor
     tracer: Tensor
     volumes: Tensor | None = None
+    text: Tensor | None = None
+    text_mask: Tensor | None = None
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Condition(**{name: None if part is None else change(part) for name, part in parts.items()})
 
     def repeated(self, n: int) -> Condition:
         """One person's row for each of ``n`` draws."""
-        parts = (self.values, self.mask, self.tracer, self.volumes)
-        return Condition(*(None if part is None else part.expand(n, *part.shape[1:]) for part in parts))
+        return self._each(lambda part: part.expand(n, *part.shape[1:]))
+
+    def to(self, device: str) -> Condition:
+        """The same on another device."""
+        return self._each(lambda part: part.to(device))
 
     def without_record(self) -> Condition:
-        """The same with every variable missing, for guidance."""
-        return replace(self, values=self.values * 0, mask=self.mask * 0)
+        """The same with every variable missing and no text, for guidance."""
+        text_mask = None if self.text_mask is None else torch.zeros_like(self.text_mask)
+        return replace(self, values=self.values * 0, mask=self.mask * 0, text_mask=text_mask)
 
 
 def log_volumes(volumes: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,18 @@ from torch import Tensor
 from bids_petsynth.devices import fast_autocast
 from bids_petsynth.errors import InputError, UsageError
 from bids_petsynth.folding import fold, unfold
-from bids_petsynth.models.conditioning import Readable, record_matrix, standardise, tracer_index
+from bids_petsynth.models.conditioning import Readable, is_pet, record_matrix, standardise, tracer_index
 from bids_petsynth.models.denoiser import Sources
 from bids_petsynth.models.folder import Model, load_model
-from bids_petsynth.models.process import SOLVERS, guided, shifted_grid
+from bids_petsynth.models.process import guided
+from bids_petsynth.models.processes import build_process
 from bids_petsynth.models.recipe import Recipe
 from bids_petsynth.models.regional import Condition, label_volumes, representative
 from bids_petsynth.tables import data_path
 from bids_petsynth.types import Anatomy, ClinicalRecord, Foreseen
 
+#: Records → text tokens ``(N, T, D)`` and their mask ``(N, T)``.
+ReadTexts = Callable[[Sequence[Mapping[str, float]]], tuple[Tensor, Tensor]]
 #: Draws that go through the network together: bounds the memory, does not change the result's noise.
 TOGETHER = 8
 #: Draws of the regional means, of which a few become images: enough that their mean and spread are known.
@@ -75,18 +79,19 @@ def _present(codes: np.ndarray) -> np.ndarray:
 class Synthesizer:
     """A loaded model on a device.
 
+    ``texts`` reads records' texts for recipes with a text: records → tokens ``(N, T, D)`` and mask ``(N, T)``.
+
     Examples
     --------
     >>> draws = Synthesizer.load().draw(anatomy, record, tracer="AV45")  # doctest: +SKIP
     """
 
-    def __init__(self, model: Model, device: str = "cpu"):
-        self.model, self.device = model, choose_device(device)
+    def __init__(self, model: Model, device: str = "cpu", texts: ReadTexts | None = None):
+        self.model, self.device, self.texts = model, choose_device(device), texts
         self.denoiser = model.denoiser.to(self.device).eval()
         self.space = model.space.to(self.device).eval()
         self.regional = model.regional.to(self.device).eval() if model.regional else None
-        self._mean = torch.tensor(model.latent_mean, device=self.device).view(1, -1, 1, 1, 1)
-        self._sd = torch.tensor(model.latent_sd, device=self.device).view(1, -1, 1, 1, 1)
+        self.process = build_process(model.recipe)
 
     @classmethod
     def load(cls, folder: Path | None = None, device: str = "cpu") -> Synthesizer:
@@ -105,10 +110,16 @@ class Synthesizer:
     @property
     def tracers(self) -> tuple[str, ...]:
         """Tracers that the model can synthesise."""
-        return self.model.recipe.tracers
+        return tuple(name for name in self.model.recipe.tracers if is_pet(name))
 
     def draw(
-        self, anatomy: Anatomy, record: ClinicalRecord, tracer: str, n_draws: int | None = None, seed: int = 0
+        self,
+        anatomy: Anatomy,
+        record: ClinicalRecord,
+        tracer: str,
+        n_draws: int | None = None,
+        seed: int = 0,
+        given: Mapping[str, np.ndarray] | None = None,
     ) -> np.ndarray:
         """Draw ``n_draws`` scans (the recipe's number if None).
 
@@ -120,6 +131,9 @@ class Synthesizer:
             Missing variables are replaced by the model's learned nulls, which widens the draws.
         seed
             The noise depends on it, the tracer and ``n_draws``, not on the device.
+        given
+            Other scans of the person on the model's grid ``(X, Y, Z)``, PET in SUVR, by modality; those that are among
+            the recipe's sources are used.
 
         Returns
         -------
@@ -144,7 +158,8 @@ class Synthesizer:
             )
         t1w = torch.from_numpy(np.ascontiguousarray(anatomy.t1w, dtype=np.float32))[None]
         labels = pool_labels(anatomy.probabilities, recipe.label_pool)
-        return self.sample(t1w, labels, record, tracer, n_draws or recipe.n_draws, seed)
+        scans = {name: torch.from_numpy(np.ascontiguousarray(v, np.float32)) for name, v in (given or {}).items()}
+        return self.sample(t1w, labels, record, tracer, n_draws or recipe.n_draws, seed, scans)
 
     def calibrated(self, draws: np.ndarray, tracer: str) -> np.ndarray:
         """Draws in SUVR whose deviations from their mean are multiplied by the model's spread factor for the tracer."""
@@ -207,29 +222,57 @@ class Synthesizer:
         return Foreseen(*(means.cpu().double().numpy() for means in read))
 
     @torch.inference_mode()
-    def sample(self, t1w: Tensor, labels: Tensor, record: Readable, tracer: str, n: int, seed: int) -> np.ndarray:
-        """Uncalibrated draws ``(n, X, Y, Z)`` from prepared images of one head (see ``Denoiser.prepare``)."""
+    def sample(
+        self,
+        t1w: Tensor,
+        labels: Tensor,
+        record: Readable,
+        tracer: str,
+        n: int,
+        seed: int,
+        given: Mapping[str, Tensor] | None = None,
+    ) -> np.ndarray:
+        """Uncalibrated draws ``(n, X, Y, Z)`` from prepared images of one head (see ``Denoiser.prepare``).
+
+        ``given`` are further scans by modality ``(X, Y, Z)``, see :meth:`draw`.
+        """
         recipe = self.model.recipe
         rng, condition = self._rng(tracer, seed), self._condition(record, tracer, self._volumes(labels))
         means = None
         if self.regional is not None:
             means = representative(self._regional_draws(condition, max(n, REGIONAL_DRAWS), rng), n)
         out = np.empty((n, *recipe.grid.shape), np.float32)
+        scans = self._given({"T1w": t1w[0], **(given or {})}, tracer)
         with fast_autocast(self.device):
-            sources = self.denoiser.prepare(t1w.to(self.device), labels.to(self.device))
+            sources = self.denoiser.prepare(t1w.to(self.device), labels.to(self.device), *scans)
+        mean, sd = self.model.scale([tracer], self.device)
         for first in range(0, n, TOGETHER):
             some = slice(first, min(n, first + TOGETHER))
             shape = (some.stop - first, recipe.latent_channels, *recipe.latent_shape)
             noise = torch.randn(shape, generator=rng).to(self.device)
             painted = None if means is None else self.denoiser.paint(means[some], sources)
-            with fast_autocast(self.device):
-                latents = self._integrate(noise, sources, condition, painted) * self._sd + self._mean
+            latents = self._drawn(noise, sources, condition, painted, rng) * sd + mean
             if painted is not None:
                 rest = sources.painting.without_means(unfold(latents, recipe.fold)[:, 0])
                 latents = painted + fold(rest[:, None], recipe.fold)
             for i, latent in enumerate(latents, first):
-                out[i] = self.space.decode(latent[None])[0].cpu().numpy()
+                out[i] = self.space.decode(latent[None])[0].float().cpu().numpy()
         return out
+
+    def _given(self, scans: Mapping[str, Tensor], target: str) -> tuple[Tensor, Tensor] | tuple[()]:
+        """The recipe's sources in standardised latents ``(1, S, C, x, y, z)`` and which are there; none if it has none.
+
+        A recipe that takes one source takes the first of its list that is there.
+        """
+        names = self.model.recipe.conditioning.sources
+        if not names:
+            return ()
+        there = torch.tensor([[name in scans and name != target for name in names]], device=self.device)
+        blank = torch.zeros(self.model.recipe.grid.shape)
+        volumes = torch.stack([scans[n] if t else blank for n, t in zip(names, there[0].tolist(), strict=True)])
+        mean, sd = self.model.scale(names, self.device)
+        latents = self.space.encode(volumes.float().to(self.device))
+        return ((latents - mean) / sd)[None], there
 
     def _volumes(self, labels: Tensor) -> Tensor:
         recipe = self.model.recipe
@@ -242,25 +285,40 @@ class Synthesizer:
 
     def _condition(self, record: Readable, tracer: str, volumes: Tensor) -> Condition:
         """What is known of one person, one row."""
-        variables = self.model.recipe.conditioning.variables
-        values, mask = standardise(record_matrix([record], variables), self.model.variables)
+        spec = self.model.recipe.conditioning
+        values, mask = standardise(record_matrix([record], spec.variables), self.model.variables)
         tracers = torch.tensor([tracer_index(tracer)])
-        return Condition(*(part.to(self.device) for part in (values, mask, tracers, volumes)))
+        text = text_mask = None
+        if spec.text is not None:
+            if self.texts is None:
+                raise UsageError(
+                    f"The model {self.model.recipe.name} reads texts and no encoder was loaded; install "
+                    "bids-petsynth[language]."
+                )
+            known = {v.name: record.get(v.name) for v in spec.variables}
+            text, text_mask = self.texts([{name: value for name, value in known.items() if value is not None}])
+            text_mask = text_mask * mask.any(1, keepdim=True)
+        return Condition(values, mask, tracers, volumes, text, text_mask).to(self.device)
 
     def _regional_draws(self, condition: Condition, n: int, rng: torch.Generator) -> Tensor:
         return self.regional.sample(n, condition, self.model.recipe.process.guidance, rng)
 
-    def _integrate(self, x: Tensor, sources: Sources, condition: Condition, painted: Tensor | None) -> Tensor:
-        process = self.model.recipe.process
-        condition = condition.repeated(len(x))
+    def _drawn(
+        self, noise: Tensor, sources: Sources, condition: Condition, painted: Tensor | None, rng: torch.Generator
+    ) -> Tensor:
+        guidance = self.model.recipe.process.guidance
+        condition = condition.repeated(len(noise))
         # with a regional part the record, and so its guidance, is the regional flow's
-        guide = process.guidance != 1.0 and painted is None
+        guide = guidance != 1.0 and painted is None
 
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
+        def output(x: Tensor, t: Tensor) -> Tensor:
             times = t.float().to(x.device).expand(len(x))
-            v = self.denoiser(x, times, sources, condition, painted)
-            if not guide:
-                return v
-            return guided(v, self.denoiser(x, times, sources, condition.without_record()), process.guidance)
 
-        return SOLVERS[process.solver](velocity, x, shifted_grid(process.steps, process.shift))
+            def given(condition: Condition) -> Tensor:
+                with fast_autocast(self.device):
+                    return self.process.output(lambda z, s: self.denoiser(z, s, sources, condition, painted), x, times)
+
+            out = given(condition)
+            return guided(out, given(condition.without_record()), guidance) if guide else out
+
+        return self.process.draw(output, noise, rng)

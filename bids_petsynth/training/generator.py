@@ -1,156 +1,240 @@
 """Training of a generator: validated with the real sampler, calibrated, written as a model folder.
 
 ``python -m bids_petsynth.training.generator ARRAYS OUT --minutes 45`` trains on simulated people on the prepared heads;
-``bids-petsynth BIDS OUT train`` on a site's own scans.
+``bids-petsynth BIDS OUT train`` on a site's own scans. Started by torchrun or srun, several processes train together.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Generator, Tensor
 
-from bids_petsynth.devices import fast_autocast
 from bids_petsynth.errors import UsageError
-from bids_petsynth.models.autoencoder import build_space
-from bids_petsynth.models.conditioning import (
-    fit_standardisation,
-    record_matrix,
-    standardise,
-    tracer_index,
-    withhold,
-)
-from bids_petsynth.models.denoiser import Denoiser, Sources
-from bids_petsynth.models.folder import Model, build_regional, save_model
-from bids_petsynth.models.process import flow_loss, interpolate, training_times
-from bids_petsynth.models.recipe import AutoencoderSpec, Recipe, load_recipe
-from bids_petsynth.models.regional import Condition
-from bids_petsynth.models.synthesizer import Synthesizer
+from bids_petsynth.models.autoencoder import Autoencoder, build_space
+from bids_petsynth.models.conditioning import fit_standardisation, record_matrix
+from bids_petsynth.models.denoiser import build_denoiser
+from bids_petsynth.models.folder import Model, build_regional, load_model, save_model
+from bids_petsynth.models.recipe import Recipe, load_recipe
+from bids_petsynth.models.synthesizer import ReadTexts, Synthesizer
 from bids_petsynth.training.card import model_card, sensitivity_figures
 from bids_petsynth.training.ground import Ground
-from bids_petsynth.training.loop import Loop, Loss, State, write_atomically
+from bids_petsynth.training.launch import launch
+from bids_petsynth.training.loop import Loop, State, write_atomically
+from bids_petsynth.training.objective import Objective, split
 from bids_petsynth.training.pairs import Pool
+from bids_petsynth.training.phases import choose_style, fit_autoencoder, styled
 from bids_petsynth.training.regional import train_regional
 from bids_petsynth.training.simulated import SimulatedGround
 from bids_petsynth.training.validation import evaluate, regional_spread
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 #: Cases whose latents are standardised, and held-out people with whom the card's sensitivity is measured.
 STANDARDISED_PEOPLE, SENSITIVITY_PEOPLE = 12, 60
 
 
-def build_model(recipe: Recipe, pool: Pool, ground: Ground) -> Model:
+@dataclass(frozen=True)
+class Run:
+    """How a training runs.
+
+    Attributes
+    ----------
+    out
+        Folder of checkpoints, logs and figures; the model goes into ``out/model``.
+    minutes
+        Time for the steps of all phases; the recipe's numbers of steps if None.
+    resume
+        Go on from ``out``'s checkpoints if there are any.
+    validate
+        Minutes between validations, 0 for none.
+    start
+        A model folder of the same architecture whose weights and standardisation are taken to begin with.
+    vgg19
+        Weights of VGG19 (safetensors), for recipes whose pre-training asks for them.
+    texts
+        Reads the records' texts, for recipes with a text.
+    text_encoder
+        Identity of what reads them.
+    report
+        Takes lines of progress.
+    fabric
+        The processes that train together; those of the environment if None.
+    """
+
+    out: Path
+    minutes: float | None = None
+    resume: bool = True
+    device: str = "cpu"
+    validate: float = 10.0
+    start: Path | None = None
+    vgg19: Path | None = None
+    texts: ReadTexts | None = None
+    text_encoder: str = ""
+    report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
+    fabric: Fabric | None = None
+
+
+def build_model(recipe: Recipe, pool: Pool, ground: Ground, space: torch.nn.Module, text_encoder: str = "") -> Model:
     """An untrained model with the standardisation fitted to the first cases."""
     with torch.no_grad():
         examples = list(pool.people(min(STANDARDISED_PEOPLE, pool.numbers(0).stop)))
         classes = examples[0].labels.shape[1]
         torch.manual_seed(recipe.training.seed)
-        net = Denoiser(recipe, classes)
-        data = torch.cat([split(net, b.latents, net.prepare(b.t1w, b.labels))[0] for b in examples])
+        net = build_denoiser(recipe, classes)
+        data: dict[str, list[torch.Tensor]] = {}
+        for batch in examples:
+            latents = batch.latents
+            if recipe.regional is not None:
+                latents = split(net, latents, net.prepare(batch.t1w, batch.labels))[0]
+            for name, one in zip(batch.tracers, latents, strict=True):
+                data.setdefault(name, []).append(one)
+            for place, name in enumerate(recipe.conditioning.sources):
+                if name not in recipe.tracers and batch.there[0, place]:
+                    data.setdefault(name, []).append(batch.given[0, place])
+    drawn = [one for name in recipe.tracers for one in data.get(name, [])]
+    shared = _spread(torch.stack(drawn), "standard")
+    # what is drawn beside a painting is alike in all tracers; modalities of other units are not
+    own = recipe.normalisation == "minmax" or bool(recipe.conditioning.sources) or "T1w" in recipe.tracers
     return Model(
         recipe=recipe,
         denoiser=net,
         regional=build_regional(recipe, classes),
-        space=build_space(recipe),
-        latent_mean=tuple(data.mean((0, 2, 3, 4)).tolist()),
-        latent_sd=tuple(data.std((0, 2, 3, 4)).tolist()),
+        space=space,
+        latent_mean=shared[0],
+        latent_sd=shared[1],
         variables=fit_standardisation(record_matrix(ground.records(), recipe.conditioning.variables)),
         classes=classes,
         version=date.today().isoformat(),
         heads=ground.names,
         demonstration=ground.demonstration,
+        scaling={name: _spread(torch.stack(v), recipe.normalisation) for name, v in data.items()} if own else {},
+        text_encoder=text_encoder,
     )
 
 
-def split(net: Denoiser, latents: Tensor, sources: Sources) -> tuple[Tensor, Tensor | None]:
-    """What the denoiser is to draw, and the painting of the regional means beside it where the recipe paints."""
-    if sources.painting is None:
-        return latents, None
-    painted = net.paint(net.measure(latents, sources), sources)
-    return latents - painted, painted
+def _spread(latents: torch.Tensor, normalisation: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per channel mean and SD, or middle and half width of the range, so that data lie in [-1, 1]."""
+    if normalisation == "minmax":
+        low, high = latents.amin((0, 2, 3, 4)), latents.amax((0, 2, 3, 4))
+        return tuple(((low + high) / 2).tolist()), tuple(((high - low) / 2).clamp(min=1e-4).tolist())
+    return tuple(latents.mean((0, 2, 3, 4)).tolist()), tuple(latents.std((0, 2, 3, 4)).clamp(min=1e-4).tolist())
 
 
-def pair_loss(model: Model, pool: Pool, device: str) -> Loss:
-    """Loss of a training step: the flow's velocity at random times on a batch of the pool."""
-    recipe, net = model.recipe, model.denoiser
-    mean = torch.tensor(model.latent_mean, device=device).view(1, -1, 1, 1, 1)
-    sd = torch.tensor(model.latent_sd, device=device).view(1, -1, 1, 1, 1)
-    spec = recipe.conditioning
-
-    def loss(step: int, rng: Generator) -> Tensor:
-        batch = pool.batch(step, recipe.training.batch, rng)
-        values, mask = standardise(record_matrix(batch.records, spec.variables), model.variables)
-        mask = withhold(mask, spec, rng)
-        tracers = torch.tensor([tracer_index(name) for name in batch.tracers])
-        condition = Condition(values.to(device), mask.to(device), tracers.to(device))
-        noise = torch.randn(batch.latents.shape, generator=rng).to(device)
-        t = training_times(len(noise), recipe.process.shift, rng).to(device)
-        with fast_autocast(device):
-            sources = net.prepare(batch.t1w.to(device), batch.labels.to(device))
-        data, painted = split(net, batch.latents.to(device), sources)
-        data = (data - mean) / sd
-        with fast_autocast(device):
-            velocity = net(interpolate(data, noise, t), t, sources, condition, painted)
-        return flow_loss(velocity, noise - data, t).mean()
-
-    return loss
-
-
-def train(
-    ground: Ground, recipe: Recipe, out: Path, minutes: float | None, resume: bool, device: str, validate: float
-) -> Model:
-    """Train, calibrate and write ``out/model``; ``out`` keeps checkpoint, logs and figures.
-
-    Parameters
-    ----------
-    minutes
-        Time for the training steps; the recipe's number of steps if None.
-    resume
-        Go on from ``out``'s checkpoint if there is one.
-    validate
-        Minutes between validations, 0 for none.
+def start_from(model: Model, folder: Path) -> Model:
+    """The model with another's weights and standardisation.
 
     Raises
     ------
     UsageError
-        If the recipe needs a trained autoencoder.
+        If the two are not built alike.
     """
-    if isinstance(recipe.space, AutoencoderSpec):
-        raise UsageError(
-            f"The recipe {recipe.name} needs a trained autoencoder before its generator; use a recipe with a codec."
-        )
-    pool = Pool(ground.case, build_space(recipe).encode, *ground.pool)
-    out.mkdir(parents=True, exist_ok=True)
-    model = build_model(recipe, pool, ground)
+    other = load_model(folder)
+    parts = ("grid", "space", "process", "regional", "network", "conditioning", "normalisation")
+    for part in parts:
+        mine, its = getattr(model.recipe, part), getattr(other.recipe, part)
+        if mine != its:
+            raise UsageError(
+                f"The model {folder} has another `{part}` than the recipe {model.recipe.name}; give --recipe "
+                f"{folder / 'recipe.toml'}, or leave --init-from out."
+            )
+    model.denoiser.load_state_dict(other.denoiser.state_dict())
+    model.space.load_state_dict(other.space.state_dict())
     if model.regional is not None:
-        fit_regional(model, ground, out / "regional.safetensors", resume)
-    model.denoiser.to(device)
-    loop = Loop(model.denoiser, pair_loss(model, pool, device), recipe.training, out, minutes)
-    if resume:
+        model.regional.load_state_dict(other.regional.state_dict())
+    scaling = {**model.scaling, **other.scaling}
+    return replace(
+        model, latent_mean=other.latent_mean, latent_sd=other.latent_sd, variables=other.variables, scaling=scaling
+    )
+
+
+def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
+    """Train, calibrate and write ``run.out/model``.
+
+    Returns
+    -------
+    The trained model in the first of the processes that train together, None in the others.
+
+    Raises
+    ------
+    UsageError
+        If the recipe needs something that was not given.
+    """
+    out, fabric = run.out, run.fabric or launch(run.device)
+    device, first = str(fabric.device), fabric.is_global_zero
+    out.mkdir(parents=True, exist_ok=True)
+    if recipe.conditioning.text is not None and run.texts is None:
+        raise UsageError(f"The recipe {recipe.name} reads texts; install bids-petsynth[language] and name an encoder.")
+    space = build_space(recipe)
+    minutes = _phase_minutes(recipe, run.minutes)
+    if isinstance(space, Autoencoder):
+        torch.manual_seed(recipe.training.seed)
+        space = build_space(recipe)
+        if run.start is not None:
+            space.load_state_dict(load_model(run.start).space.state_dict())
+        else:
+            more = (run.resume, fabric, run.report)
+            fit_autoencoder(space, recipe, ground, out / "autoencoder", minutes["autoencoder"], *more)
+    modalities = recipe.tracers, recipe.conditioning.sources
+    pool = Pool(ground.case, space.encode, *ground.pool, *modalities)
+    model = build_model(recipe, pool, ground, space, run.text_encoder)
+    if run.start is not None:
+        model = start_from(model, run.start)
+    if model.regional is not None:
+        if first:
+            fit_regional(model, ground, out / "regional.safetensors", run)
+        fabric.barrier()
+        if not first:
+            _load_regional(model, out / "regional.safetensors")
+    model.space.to(device)
+    if recipe.pretraining is not None and run.start is None:
+        transfer = choose_style(recipe, run.vgg19, device)
+        images = Pool(styled(ground, transfer), space_encode(model, device), *ground.pool, *modalities)
+        spec = recipe.training.model_copy(update={"steps": recipe.pretraining.steps, "patience": 0})
+        before = Objective(model, images, device, run.texts)
+        loop = Loop(before.net, before.loss, spec, out / "pretraining", minutes["pretraining"], fabric, before.critic)
+        if run.resume:
+            loop.resume()
+        loop.run(every=20, report=lambda line: run.report(f"pre-training: {line}"))
+        model.denoiser.load_state_dict(loop.ema.denoiser.state_dict())
+    pool.encode_with(space_encode(model, device))
+    objective = Objective(model, pool, device, run.texts)
+    loop = Loop(objective.net, objective.loss, recipe.training, out, minutes["paired"], fabric, objective.critic)
+    if run.resume:
         loop.resume()
-    watched = ground.held_cases(2) if validate else []
+    watched = ground.held_cases(2) if run.validate and first else []
 
-    def pause(state: State) -> None:
-        average = replace(model, denoiser=loop.ema)
+    def pause(state: State) -> float | None:
+        average = replace(model, denoiser=loop.ema.denoiser)
         save_model(average, out / "model")
-        if watched:
-            figures, _ = evaluate(Synthesizer(average, device), watched, 2, recipe.grid.voxel_size)
-            line = {"step": state.step, "minutes": round(state.elapsed / 60, 1), "figures": figures}
-            with (out / "validation.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        if not watched:
+            return None
+        figures, _ = evaluate(Synthesizer(average, device, run.texts), watched, 2, recipe.grid.voxel_size)
+        line = {"step": state.step, "minutes": round(state.elapsed / 60, 1), "figures": figures}
+        with (out / "validation.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        return float(np.mean([row["mae"] for row in figures.values()]))
 
-    loop.run(every=20, pause=pause, pause_minutes=validate or 10.0)
-    trained = replace(model, denoiser=loop.ema)
-    figures, spread = evaluate(Synthesizer(trained, device), ground.held_cases(), 4, recipe.grid.voxel_size)
+    loop.run(every=20, pause=pause, pause_minutes=run.validate or 10.0, report=run.report)
+    if not first:
+        return None
+    trained = replace(model, denoiser=loop.ema.denoiser)
+    generator = Synthesizer(trained, device, run.texts)
+    figures, spread = evaluate(generator, ground.held_cases(), 4, recipe.grid.voxel_size)
     sensitivity = {}
     if model.regional is not None:
         people = ground.held_people()
-        spread = regional_spread(Synthesizer(trained, device), people)
-        sensitivity = sensitivity_figures(Synthesizer(trained, device), people.first(SENSITIVITY_PEOPLE))
+        spread = regional_spread(generator, people)
+        sensitivity = sensitivity_figures(generator, people.first(SENSITIVITY_PEOPLE))
     trained = replace(trained, spread=spread, ranges=ground.ranges())
     card = model_card(trained, ground, figures, sensitivity, loop.state.elapsed / 60, loop.state.step)
     trained = replace(trained, card=card)
@@ -159,13 +243,29 @@ def train(
     return trained
 
 
-def fit_regional(model: Model, ground: Ground, weights: Path, resume: bool) -> None:
+def space_encode(model: Model, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The space's encoder for volumes on the CPU."""
+    return lambda volumes: model.space.encode(volumes.to(device)).cpu()
+
+
+def _phase_minutes(recipe: Recipe, minutes: float | None) -> dict[str, float | None]:
+    """The time of each phase, shared by their numbers of steps."""
+    steps = {
+        "autoencoder": getattr(recipe.space, "training_steps", 0),
+        "pretraining": recipe.pretraining.steps if recipe.pretraining else 0,
+        "paired": recipe.training.steps,
+    }
+    total = sum(steps.values())
+    return {name: None if minutes is None else minutes * n / total for name, n in steps.items()}
+
+
+def fit_regional(model: Model, ground: Ground, weights: Path, run: Run) -> None:
     """Train the regional flow, or take up what an earlier run trained."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     recipe = model.recipe
-    if resume and weights.exists():
-        model.regional.load_state_dict(load_file(weights))
+    if run.resume and weights.exists():
+        _load_regional(model, weights)
         return
     people = ground.people()
     loss = train_regional(
@@ -176,9 +276,16 @@ def fit_regional(model: Model, ground: Ground, weights: Path, resume: bool) -> N
         model.variables,
         recipe.regional,
         recipe.training.seed,
+        adapt=run.start is not None,
     )
-    print(f"regional flow on {len(people.records)} people: loss {loss:.3f}", flush=True)
+    run.report(f"regional flow on {len(people.records)} people: loss {loss:.3f}")
     write_atomically(weights, lambda path: save_file(model.regional.state_dict(), path))
+
+
+def _load_regional(model: Model, weights: Path) -> None:
+    from safetensors.torch import load_file
+
+    model.regional.load_state_dict(load_file(weights))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -191,9 +298,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--validate", type=float, default=10.0, help="minutes between validations, 0 for none")
+    parser.add_argument("--init-from", type=Path, dest="start", help="model folder to begin with")
     args = vars(parser.parse_args(argv))
     recipe = load_recipe(args.pop("recipe"))
-    train(SimulatedGround(args.pop("arrays"), recipe), recipe, **args)
+    train(SimulatedGround(args.pop("arrays"), recipe), recipe, Run(**args))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from bids_petsynth.training.pairs import Record, TrainingCase
@@ -32,6 +32,10 @@ class Ground(Protocol):
 
     def case(self, number: int) -> TrainingCase:
         """The ``number``-th case, the same whenever it is asked for."""
+
+    @property
+    def unpaired(self) -> Sequence[Callable[[], TrainingCase]]:
+        """Heads without PET, read when called, for pre-training."""
 
     def records(self) -> Sequence[Record]:
         """Records that variables are standardised by."""

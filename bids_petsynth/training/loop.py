@@ -1,4 +1,9 @@
-"""The training loop: AdamW, warm-up and cosine decay, moving average, clipping, checkpoints that resume exactly."""
+"""The training loop: AdamW, warm-up and cosine decay, moving average, clipping, checkpoints that resume exactly.
+
+One loop for every recipe and phase, in one process or several. A step's batch is drawn whole in every process and each
+computes its :class:`Share` of it; their gradients are added up. So the same steps are taken whatever the number of
+processes, and a batch that does not fit into memory is taken in smaller shares, one after the other.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,10 @@ import csv
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,18 +23,57 @@ import torch
 from torch import Generator, Tensor, nn
 
 if TYPE_CHECKING:  # the labelling networks train where torch is, without the recipes' libraries
+    from lightning_fabric import Fabric
+
     from bids_petsynth.models.recipe import TrainingSpec
 
-#: Loss of one step: ``(step, generator)`` → scalar. All randomness comes from the step and the generator.
-Loss = Callable[[int, Generator], Tensor]
+#: Seconds between two lines of progress.
+SAY_EVERY = 30.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """The examples ``part``, ``part + parts``, … of a batch."""
+
+    part: int = 0
+    parts: int = 1
+
+    def of(self, n: int) -> slice:
+        """Which of ``n`` examples."""
+        return slice(self.part, n, self.parts)
+
+    def count(self, n: int) -> int:
+        """How many of ``n`` examples."""
+        return len(range(n)[self.of(n)])
+
+
+#: Mean loss over a share of the batch of one step: all randomness comes from the step and the generator, which draw the
+#: whole batch alike for every share.
+Loss = Callable[[int, Generator, Share], Tensor]
 
 
 @dataclass
 class State:
-    """What a checkpoint holds besides tensors."""
+    """What a checkpoint holds besides tensors.
+
+    ``best`` is the lowest score of a validation, ``since`` the number of validations after it, ``parts`` the shares
+    that a process takes its part of a batch in.
+    """
 
     step: int = 0
     elapsed: float = 0.0
+    best: float | None = None
+    since: int = 0
+    parts: int = 1
+
+
+@dataclass(frozen=True)
+class Player:
+    """A second network with a loss of its own, such as the critic of an adversarial loss; it moves after the first."""
+
+    net: nn.Module
+    loss: Loss
+    rate: float
 
 
 def learning_rate(spec: TrainingSpec, step: int, fraction: float) -> float:
@@ -59,106 +104,278 @@ class Loop:
     net
         In training mode, on its device.
     loss
-        Called once a step.
+        Called once for each share of a step's batch.
     spec
         Rate, steps, clipping and so on.
     folder
-        Where ``checkpoint.safetensors`` (whose metadata hold the state) and ``log.csv`` go.
+        Where ``checkpoint.safetensors`` (whose metadata hold the state), ``log.csv`` and ``tensorboard/`` go.
     minutes
         If given, the schedule follows the share of this time that has passed instead of the steps.
+    fabric
+        The processes that train together; this one alone if None.
+    critic
+        A second network, if the loss has one.
     """
 
-    def __init__(self, net: nn.Module, loss: Loss, spec: TrainingSpec, folder: Path, minutes: float | None = None):
+    def __init__(
+        self,
+        net: nn.Module,
+        loss: Loss,
+        spec: TrainingSpec,
+        folder: Path,
+        minutes: float | None = None,
+        fabric: Fabric | None = None,
+        critic: Player | None = None,
+    ):
         self.net, self.loss, self.spec, self.folder, self.minutes = net, loss, spec, folder, minutes
         self.ema = copy.deepcopy(net).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(net.parameters(), lr=spec.rate, weight_decay=spec.weight_decay)
+        self.critic = critic
+        if critic is not None:
+            self.critic_optimiser = torch.optim.AdamW(critic.net.parameters(), critic.rate, (0.5, 0.99))
         self.state = State()
+        self.fabric = fabric if fabric is not None and fabric.world_size > 1 else None
+        self.first = self.fabric is None or self.fabric.is_global_zero
         folder.mkdir(parents=True, exist_ok=True)
+        self._board = None
+        self._said = -math.inf
 
     @property
     def fraction(self) -> float:
         """Share of the training that is done."""
+        if 0 < self.spec.patience <= self.state.since:
+            return 1.0
         if self.minutes is not None:
             return self.state.elapsed / (60 * self.minutes)
         return self.state.step / self.spec.steps
 
-    def run(self, every: int = 50, pause: Callable[[State], None] | None = None, pause_minutes: float = 10.0) -> None:
-        """Train to the end; log every ``every`` steps, call ``pause`` (not counted as time) every ``pause_minutes``."""
+    def run(
+        self,
+        every: int = 50,
+        pause: Callable[[State], float | None] | None = None,
+        pause_minutes: float = 10.0,
+        report: Callable[[str], None] | None = None,
+    ) -> None:
+        """Train to the end.
+
+        Parameters
+        ----------
+        every
+            Steps between two lines of the log.
+        pause
+            Called in the first process every ``pause_minutes`` and at the end, which is not counted as time. It may
+            return a score, the lower the better, by which training stops early (``spec.patience``); the weights of the
+            best one are then those that are kept.
+        report
+            Takes lines of progress.
+        """
         losses: list[float] = []
         next_pause = self.state.elapsed + 60 * pause_minutes
         clock = time.monotonic()
         while self.fraction < 1:
             losses.append(self._step())
             now = time.monotonic()
-            self.state.elapsed += now - clock
+            self.state.elapsed = self._agreed(self.state.elapsed + now - clock)
             clock = now
             if self.state.step % every == 0 or self.fraction >= 1:
-                self._log(losses)
+                self._log(losses, report)
                 losses.clear()
             if self.state.elapsed >= next_pause or self.fraction >= 1:
-                self.save()
-                if pause is not None:
-                    pause(self.state)
+                self._pause(pause)
                 next_pause = self.state.elapsed + 60 * pause_minutes
                 clock = time.monotonic()
+        if self.spec.patience and (self.folder / "best.safetensors").exists():
+            from safetensors.torch import load_file
+
+            self.ema.load_state_dict(load_file(self.folder / "best.safetensors"))
+
+    def _pause(self, pause: Callable[[State], float | None] | None) -> None:
+        score = pause(self.state) if pause is not None and self.first else None
+        if self.fabric is not None:
+            score = self.fabric.broadcast(score)
+        if score is not None:
+            self._scalars({"validation": score})
+            better = self.state.best is None or score < self.state.best
+            self.state.best = score if better else self.state.best
+            self.state.since = 0 if better else self.state.since + 1
+            if better and self.first and self.spec.patience:
+                from safetensors.torch import save_file
+
+                weights = {k: v.detach().cpu().contiguous() for k, v in self.ema.state_dict().items()}
+                write_atomically(self.folder / "best.safetensors", lambda path: save_file(weights, path))
+        self.save()
+        if self.fabric is not None:
+            self.fabric.barrier()
+
+    def _agreed(self, value: float) -> float:
+        """The first process's value: all must end together."""
+        return value if self.fabric is None else self.fabric.broadcast(value)
 
     def _step(self) -> float:
+        while True:
+            try:
+                full = self._accumulate(self.loss, self.net)
+                trouble = None
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                trouble = error
+            except RuntimeError as error:
+                # the allocator of the CPU has no exception of its own
+                if "can't allocate memory" not in str(error):
+                    raise
+                trouble = error
+            if not self._anywhere(trouble is not None):
+                break
+            most = math.ceil(self.spec.batch / self._world)
+            if self.state.parts >= most:
+                raise trouble or MemoryError("another process ran out of memory with a single example")
+            self.state.parts = min(2 * self.state.parts, most)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            print(
+                f"Out of memory at a batch of {self.spec.batch}: each step is taken in {self.state.parts} parts from "
+                "here on, which is slower and changes nothing else.",
+                file=sys.stderr,
+                flush=True,
+            )
         rate = learning_rate(self.spec, self.state.step, self.fraction)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        loss = self.loss(self.state.step, step_generator(self.spec.seed, self.state.step))
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.net.parameters(), self.spec.clip)
-        self.optimiser.step()
+        self._move(self.net, self.optimiser, rate)
+        if self.critic is not None:
+            self._accumulate(self.critic.loss, self.critic.net)
+            self._move(self.critic.net, self.critic_optimiser, rate / self.spec.rate * self.critic.rate)
         self.state.step += 1
         keep = min(self.spec.ema, self.state.step / (self.state.step + 10))
         with torch.no_grad():
             for average, value in zip(self.ema.state_dict().values(), self.net.state_dict().values(), strict=True):
                 if average.is_floating_point():
                     average.lerp_(value, 1 - keep)
-        return loss.item()
+        return full
 
-    def _log(self, losses: list[float]) -> None:
-        path = self.folder / "log.csv"
+    @property
+    def _world(self) -> int:
+        return 1 if self.fabric is None else self.fabric.world_size
+
+    def _accumulate(self, loss: Loss, net: nn.Module) -> float:
+        """Gradients of the whole batch's mean loss in this process's shares; the mean loss of these."""
+        net.zero_grad(set_to_none=True)
+        total, rank = 0.0, 0 if self.fabric is None else self.fabric.global_rank
+        parts = self._world * self.state.parts
+        for k in range(self.state.parts):
+            share = Share(rank * self.state.parts + k, parts)
+            weight = share.count(self.spec.batch) / self.spec.batch
+            if weight:
+                value = loss(self.state.step, step_generator(self.spec.seed, self.state.step), share)
+                (value if parts == 1 else value * weight).backward()
+                total += value.item() * weight
+        return total
+
+    def _anywhere(self, trouble: bool) -> bool:
+        if self.fabric is None:
+            return trouble
+        return bool(self.fabric.all_reduce(torch.tensor(float(trouble)), reduce_op="sum") > 0)
+
+    def _move(self, net: nn.Module, optimiser: torch.optim.Optimizer, rate: float) -> None:
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        if self.fabric is not None:
+            self._add_gradients(net)
+        nn.utils.clip_grad_norm_(net.parameters(), self.spec.clip)
+        optimiser.step()
+
+    def _add_gradients(self, net: nn.Module) -> None:
+        """Sum of all processes' gradients, in one message; a parameter that one of them did not use counts as 0."""
+        parameters = [p for p in net.parameters() if p.requires_grad]
+        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+        flat = self.fabric.all_reduce(flat, reduce_op="sum")
+        for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = gradient.view_as(parameter).clone()
+
+    def _log(self, losses: Sequence[float], report: Callable[[str], None] | None) -> None:
+        mean = sum(losses) / len(losses)
+        if self.fabric is not None:
+            # each process has its shares' part of the mean
+            mean = float(self.fabric.all_reduce(torch.tensor(mean, dtype=torch.float64), reduce_op="sum"))
+        if not self.first:
+            return
+        path, minutes = self.folder / "log.csv", self.state.elapsed / 60
         new = not path.exists()
+        rate = self.optimiser.param_groups[0]["lr"]
         with path.open("a", newline="") as file:
             out = csv.writer(file)
             if new:
                 out.writerow(["step", "minutes", "loss", "rate"])
-            rate = self.optimiser.param_groups[0]["lr"]
-            mean = sum(losses) / len(losses)
-            out.writerow([self.state.step, f"{self.state.elapsed / 60:.2f}", f"{mean:.5f}", f"{rate:.2e}"])
+            out.writerow([self.state.step, f"{minutes:.2f}", f"{mean:.5f}", f"{rate:.2e}"])
+        self._scalars({"loss": mean, "rate": rate})
+        if report is not None and (time.monotonic() > self._said + SAY_EVERY or self.fraction >= 1):
+            self._said = time.monotonic()
+            left = minutes / self.fraction - minutes if self.fraction else math.inf
+            report(f"step {self.state.step}, {min(1.0, self.fraction):.0%}, loss {mean:.4f}, {left:.0f} min left")
+
+    def _scalars(self, values: Mapping[str, float]) -> None:
+        """Curves for TensorBoard."""
+        if not self.first or not self.spec.tensorboard:
+            return
+        if self._board is None:
+            from tensorboardX import SummaryWriter
+
+            # what a run that was killed wrote after its checkpoint is superseded
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.state.step)
+        for name, value in values.items():
+            self._board.add_scalar(name, value, self.state.step)
+        self._board.flush()
 
     def save(self) -> None:
-        """Write the checkpoint."""
-        store_checkpoint(self.folder, self.net, self.ema, self.optimiser, vars(self.state))
+        """Write the checkpoint, in the first process."""
+        if self.first:
+            more = {} if self.critic is None else {"critic": (self.critic.net, self.critic_optimiser)}
+            store_checkpoint(self.folder, self.net, self.ema, self.optimiser, asdict(self.state), more)
 
     def resume(self) -> bool:
-        """Take up the checkpoint if there is one."""
-        state = load_checkpoint(self.folder, self.net, self.ema, self.optimiser)
-        if state is not None:
-            self.state = State(**state)
-        return state is not None
+        """Take up the checkpoint if there is one; lines of the log after it are taken away."""
+        more = {} if self.critic is None else {"critic": (self.critic.net, self.critic_optimiser)}
+        state = load_checkpoint(self.folder, self.net, self.ema, self.optimiser, more)
+        if state is None:
+            return False
+        self.state = State(**state)
+        log = self.folder / "log.csv"
+        if self.first and log.exists():
+            head, *rows = log.read_text().splitlines()
+            kept = [row for row in rows if int(row.split(",")[0]) <= self.state.step]
+            text = "\n".join([head, *kept]) + "\n"
+            write_atomically(log, lambda path: path.write_text(text))
+        return True
+
+
+#: Networks beside the first one, each with its optimiser, by a name that the checkpoint knows them by.
+Others = Mapping[str, tuple[nn.Module, torch.optim.Optimizer]]
 
 
 def store_checkpoint(
-    folder: Path, net: nn.Module, ema: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, float]
+    folder: Path,
+    net: nn.Module,
+    ema: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    state: Mapping[str, float | None],
+    others: Others | None = None,
 ) -> None:
     """Write ``folder/checkpoint.safetensors``: one file, so that tensors and state cannot disagree after a crash."""
     from safetensors.torch import save_file
 
-    tensors = {f"net.{k}": v for k, v in net.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in ema.state_dict().items()}
-    for index, moments in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{k}": v for k, v in moments.items()}
+    tensors = {f"ema.{k}": v for k, v in ema.state_dict().items()}
+    for prefix, (module, its) in (("", (net, optimiser)), *((f"{n}.", pair) for n, pair in (others or {}).items())):
+        tensors |= {f"{prefix}net.{k}": v for k, v in module.state_dict().items()}
+        for index, moments in its.state_dict()["state"].items():
+            tensors |= {f"{prefix}optimiser.{index}.{k}": v for k, v in moments.items()}
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
     about = {"state": json.dumps(state)}
     write_atomically(folder / "checkpoint.safetensors", lambda path: save_file(tensors, path, metadata=about))
 
 
 def load_checkpoint(
-    folder: Path, net: nn.Module, ema: nn.Module, optimiser: torch.optim.Optimizer
+    folder: Path,
+    net: nn.Module,
+    ema: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    others: Others | None = None,
 ) -> dict[str, float] | None:
     """Take up what :func:`store_checkpoint` wrote, and return its state; None if there is no checkpoint."""
     from safetensors import safe_open
@@ -169,12 +386,16 @@ def load_checkpoint(
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         state = json.loads(file.metadata()["state"])
-    for prefix, module in (("net.", net), ("ema.", ema)):
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimiser."):
-            _, index, key = name.split(".")
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    ema.load_state_dict(under("ema."))
+    for prefix, (module, its) in (("", (net, optimiser)), *((f"{n}.", pair) for n, pair in (others or {}).items())):
+        module.load_state_dict(under(f"{prefix}net."))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in under(f"{prefix}optimiser.").items():
+            index, key = name.split(".")
             moments.setdefault(int(index), {})[key] = value
-    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+        its.load_state_dict({"state": moments, "param_groups": its.state_dict()["param_groups"]})
     return state

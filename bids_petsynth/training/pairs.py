@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,6 +94,7 @@ class TrainingCase:
     ``classes`` are the labels that simulated scans are made from, ``measured`` those in which scans are measured.
     ``pet`` maps tracers to ``(X, Y, Z)`` SUVR; ``truth`` holds traits that no model sees (``centiloid`` …);
     ``coordinates (3, X, Y, Z)`` tells where each voxel comes from in the head as it was (see :func:`pull`).
+    ``others`` are further modalities of the head (T2w, FLAIR, CT), in the unit that recipes take the T1w in.
     """
 
     head: str
@@ -105,6 +106,12 @@ class TrainingCase:
     truth: Record
     pet: Mapping[str, Tensor]
     coordinates: Tensor | None = None
+    others: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def images(self) -> dict[str, Tensor]:
+        """All of them by modality, the T1w first."""
+        return {"T1w": self.t1w, **self.others, **self.pet}
 
 
 def draw_records(n: int, rng: np.random.Generator) -> tuple[People, tuple[Record, ...]]:
@@ -222,9 +229,10 @@ def dseg_codes(classes: np.ndarray, grid: Grid) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Batch:
-    """N examples: ``t1w (N, X, Y, Z)``, ``labels (N, C, …)``, ``latents (N, c, x, y, z)``, records and tracer names.
+    """N examples: ``t1w (N, X, Y, Z)``, ``labels (N, C, …)``, ``latents (N, c, x, y, z)``, records and targets' names.
 
-    One T1w with its labels may stand for all of them.
+    ``given (N, S, c, x, y, z)`` are the latents of the sources that were asked for and ``there (N, S)`` tells which of
+    them a person has, the target left out. One T1w with its labels may stand for all examples.
     """
 
     t1w: Tensor
@@ -232,6 +240,8 @@ class Batch:
     latents: Tensor
     records: tuple[Record, ...]
     tracers: tuple[str, ...]
+    given: Tensor | None = None
+    there: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -240,6 +250,9 @@ class _Stored:
     labels: Tensor
     latents: Mapping[str, Tensor]
     record: Record
+
+    def targets(self, wanted: Sequence[str]) -> list[str]:
+        return [name for name in wanted if name in self.latents]
 
 
 class Pool:
@@ -250,9 +263,13 @@ class Pool:
     make
         Number → case.
     encode
-        ``(N, X, Y, Z)`` SUVR → latents.
+        ``(N, X, Y, Z)`` images → latents; done once per person.
     start, size, refresh
         People at the first step, at most, and steps per new person.
+    targets
+        Modalities that may be drawn, those of each person that has them.
+    sources
+        Modalities that a drawing may be given.
     """
 
     def __init__(
@@ -262,8 +279,10 @@ class Pool:
         start: int,
         size: int,
         refresh: int,
+        targets: Sequence[str],
+        sources: Sequence[str] = (),
     ):
-        self._make, self._encode = make, encode
+        self._make, self._encode, self._targets, self._sources = make, encode, tuple(targets), tuple(sources)
         self._start, self._size, self._refresh = min(start, size), size, refresh
         self._kept: OrderedDict[int, _Stored] = OrderedDict()
 
@@ -272,41 +291,61 @@ class Pool:
         end = self._start + step // self._refresh
         return range(max(0, end - self._size), end)
 
+    def encode_with(self, encode: Callable[[Tensor], Tensor]) -> None:
+        """Another way to the same latents, such as on another device."""
+        self._encode = encode
+
     @torch.no_grad()
     def _case(self, number: int) -> _Stored:
         if number not in self._kept:
             case = self._make(number)
-            latents = self._encode(torch.stack(list(case.pet.values()))).half()
+            wanted = {k: v for k, v in case.images.items() if k in self._targets or k in self._sources}
+            latents = self._encode(torch.stack(list(wanted.values()))).half()
             self._kept[number] = _Stored(
                 case.t1w.half(),
                 (case.labels * 255).round().byte(),
-                dict(zip(case.pet, latents, strict=True)),
+                dict(zip(wanted, latents, strict=True)),
                 case.record,
             )
         return self._kept[number]
 
     def people(self, n: int) -> Iterator[Batch]:
-        """The first ``n`` people, each with every tracer on their one head."""
+        """The first ``n`` people, each with every target on their one head."""
         for case in map(self._case, range(n)):
-            tracers = tuple(case.latents)
-            latents = torch.stack([case.latents[t].float() for t in tracers])
-            labels = case.labels[None].float() / 255
-            yield Batch(case.t1w[None].float(), labels, latents, (case.record,) * len(tracers), tracers)
+            names = case.targets(self._targets)
+            if names:
+                yield self._batch([case] * len(names), names, one_head=True)
 
-    def batch(self, step: int, n: int, rng: Generator) -> Batch:
-        """``n`` random examples at ``step``, the pool's newest person among them when they have just come."""
+    def batch(self, step: int, n: int, rng: Generator, some: slice = slice(None)) -> Batch:
+        """``some`` of ``n`` random examples at ``step``, the pool's newest person among the ``n`` when just come."""
         numbers = self.numbers(step)
         for old in [k for k in self._kept if k < numbers.start]:
             del self._kept[old]
         picks = [numbers[int(torch.randint(len(numbers), (), generator=rng))] for _ in range(n)]
+        which = torch.rand(n, generator=rng)
         if step % self._refresh == 0:
             picks[0] = numbers[-1]
-        people = [self._case(k) for k in picks]
-        tracers = [list(p.latents)[int(torch.randint(len(p.latents), (), generator=rng))] for p in people]
+        people = [self._case(k) for k in picks[some]]
+        names = [p.targets(self._targets) for p in people]
+        return self._batch(people, [own[int(u * len(own))] for own, u in zip(names, which[some].tolist(), strict=True)])
+
+    def _batch(self, people: Sequence[_Stored], names: Sequence[str], one_head: bool = False) -> Batch:
+        heads = people[:1] if one_head else people
+        given = there = None
+        latents = torch.stack([p.latents[name].float() for p, name in zip(people, names, strict=True)])
+        if self._sources:
+            given = torch.zeros(len(people), len(self._sources), *latents.shape[1:])
+            there = torch.zeros(len(people), len(self._sources), dtype=torch.bool)
+            for row, (person, target) in enumerate(zip(people, names, strict=True)):
+                for place, source in enumerate(self._sources):
+                    if source in person.latents and source != target:
+                        given[row, place], there[row, place] = person.latents[source].float(), True
         return Batch(
-            torch.stack([p.t1w.float() for p in people]),
-            torch.stack([p.labels.float() / 255 for p in people]),
-            torch.stack([p.latents[t].float() for p, t in zip(people, tracers, strict=True)]),
+            torch.stack([p.t1w.float() for p in heads]),
+            torch.stack([p.labels.float() / 255 for p in heads]),
+            latents,
             tuple(p.record for p in people),
-            tuple(tracers),
+            tuple(names),
+            given,
+            there,
         )

@@ -144,10 +144,13 @@ def train_regional(
     variables: Standardisation,
     spec: RegionalSpec,
     seed: int,
+    adapt: bool = False,
 ) -> float:
     """Train ``net`` in place, its standardisation included; the mean loss of the last tenth of the steps.
 
-    A record's variables are withheld as often as the recipe says, so that any of them may be missing later.
+    With ``adapt`` a trained net goes on: its standardisation stays (but of tracers that it does not know), and it moves
+    at a tenth of the rate for a fifth of the steps, so that few people cannot undo what many have taught. A record's
+    variables are withheld as often as the recipe says, so that any of them may be missing later.
     """
     rng = torch.Generator().manual_seed(seed)
     codes = torch.tensor([tracer_index(name) for name in tracers])
@@ -155,17 +158,19 @@ def train_regional(
     scanned = people.means.isfinite().all(2)
     for place, code in enumerate(codes):
         known = people.means[scanned[:, place], place]
-        net.mean[code], net.sd[code] = known.mean(0), known.std(0).clamp(min=1e-3)
-    if net.anatomy is not None:
+        if not (adapt and net.mean[code].any()):
+            net.mean[code], net.sd[code] = known.mean(0), known.std(0).clamp(min=1e-3)
+    if net.anatomy is not None and not adapt:
         logs = log_volumes(people.volumes)
         net.volume_mean[:], net.volume_sd[:] = logs.mean(0), logs.std(0).clamp(min=0.02)
     target = (people.means - net.mean[codes]) / net.sd[codes]
     values, mask = standardise(record_matrix(people.records, conditioning.variables), variables)
     scans = scanned.nonzero()
-    optimiser = torch.optim.AdamW(net.parameters(), lr=spec.rate, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, spec.rate, total_steps=spec.training_steps)
+    rate, steps = spec.rate / (10 if adapt else 1), max(1, spec.training_steps // (5 if adapt else 1))
+    optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
     losses = []
-    for _ in range(spec.training_steps):
+    for _ in range(steps):
         pick = torch.randint(len(scans), (spec.batch,), generator=rng)
         who, which = scans[pick].unbind(1)
         t = training_times(spec.batch, 1.0, rng)
@@ -179,4 +184,4 @@ def train_regional(
         optimiser.step()
         schedule.step()
         losses.append(loss.item())
-    return float(np.mean(losses[-max(1, spec.training_steps // 10) :]))
+    return float(np.mean(losses[-max(1, steps // 10) :]))

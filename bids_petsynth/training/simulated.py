@@ -38,6 +38,7 @@ class SimulatedGround:
     recipe: Recipe
 
     demonstration = True
+    unpaired = ()
     standing = STANDING
     figures_note = "They verify the software on its own simulation; they are no evidence on real scans."
 

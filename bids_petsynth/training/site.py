@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 
@@ -93,6 +93,28 @@ def prepare(
     return people, rows
 
 
+def share_of(pairs: Iterable[Pair], part: int, parts: int) -> list[Pair]:
+    """The pairs of every ``parts``-th participant."""
+    people = sorted({pair.pet.participant for pair in pairs})
+    mine = set(people[part::parts])
+    return [pair for pair in pairs if pair.pet.participant in mine]
+
+
+def heads_without_pet(
+    cases: Iterable[Case], pairs: Iterable[Pair], recipe: Recipe, how: Preparation, report: Callable[[str], None]
+) -> list[Path]:
+    """Heads whose T1w belongs to no pair, prepared; those that cannot be are told and left out."""
+    paired = {pair.case.label for pair in pairs if pair.case is not None}
+    heads = []
+    for case in cases:
+        if case.label not in paired and case.problem is None:
+            try:
+                heads.append(_head(case, recipe, how)[0])
+            except PetsynthError as error:
+                report(f"{case.label}: left out of pre-training. {error}")
+    return heads
+
+
 def _row(pair: Pair, status: str, reason: str) -> dict[str, object]:
     pet = pair.pet
     gap = "n/a" if pair.gap_days is None else pair.gap_days
@@ -165,6 +187,7 @@ class SiteGround:
     recipe: Recipe
     about: str
     run: str
+    heads_alone: Sequence[Path] = ()
 
     demonstration = False
     standing = STANDING
@@ -185,6 +208,10 @@ class SiteGround:
 
     def case(self, number: int) -> TrainingCase:
         return self._maker(number)
+
+    @property
+    def unpaired(self) -> Sequence[Callable[[], TrainingCase]]:
+        return [partial(load_case, Stored("", head, {}, {})) for head in self.heads_alone]
 
     def records(self) -> Sequence[Record]:
         return [stored.record for stored in self.people_in]

@@ -59,6 +59,8 @@ def spread_factor(truth: np.ndarray, draws: np.ndarray) -> float:
     with np.errstate(divide="ignore", invalid="ignore"):
         score = np.abs(truth - draws.mean(1)) / (draws.std(1, ddof=1) * np.sqrt(1 + 1 / m))
     score = score[np.isfinite(score)]
+    if not len(score):  # draws that are all alike have no spread to be scaled
+        return 1.0
     factors = [np.quantile(score, level) / stats.t.ppf((1 + level) / 2, m - 1) for level in (0.8, 0.95)]
     return float(np.clip(np.sqrt(np.prod(factors)), 1 / 3, 3))
 
