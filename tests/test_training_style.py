@@ -48,6 +48,9 @@ def test_histogram_of_equal_length_becomes_the_reference_in_the_order_of_the_val
 def test_histogram_of_other_length_has_the_quantiles_of_the_reference_and_ties_stay_ties():
     rng = np.random.default_rng(2)
     values, reference = rng.standard_normal(5000), rng.gamma(2, size=800)
+    ranks = (np.argsort(np.argsort(values)) + 0.5) / len(values)
+    expected = np.quantile(reference, ranks, method="hazen")
+    np.testing.assert_allclose(match_histogram(values, reference), expected)
     levels = np.linspace(0.02, 0.98, 25)
     np.testing.assert_allclose(
         np.quantile(match_histogram(values, reference), levels), np.quantile(reference, levels), rtol=0.02, atol=0.01

@@ -42,11 +42,12 @@ WHITE = 99.5
 def match_histogram(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """``values (n,)`` with the distribution of ``reference (m,)``: their order stays, equal values stay equal.
 
-    The value of rank i gets the reference's quantile ``(i − ½) / n``.
+    The value of rank i gets the reference's quantile ``(i − ½) / n``, by Hazen's definition of quantiles.
     """
     from scipy.stats import rankdata
 
-    return np.quantile(reference, (rankdata(values) - 0.5) / len(values), method="hazen")
+    levels = (np.arange(len(reference)) + 0.5) / len(reference)
+    return np.interp((rankdata(values) - 0.5) / len(values), levels, np.sort(reference))
 
 
 def statistics_transfer(
