@@ -43,9 +43,9 @@ def serving(answer: Callable[[dict], object] | None = None) -> Iterator[ChatServ
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            raw = self.rfile.read(int(self.headers["Content-Length"]))
+            raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             state.requests.append({"path": self.path, "headers": dict(self.headers), "raw": raw})
-            found = state.answer(json.loads(raw))
+            found = state.answer(json.loads(raw or b"{}"))
             status, headers, body = found if isinstance(found, tuple) else (200, {}, found)
             parts = [body] if isinstance(body, bytes) else body
             self.send_response(status)
@@ -59,6 +59,9 @@ def serving(answer: Callable[[dict], object] | None = None) -> Iterator[ChatServ
                     self.wfile.flush()
             except OSError:
                 pass  # the other side has gone
+
+        def do_GET(self) -> None:
+            self.do_POST()
 
         def log_message(self, *args: object) -> None:
             pass

@@ -80,11 +80,12 @@ def test_the_key_comes_from_the_environment_and_stays_out_of_sight(monkeypatch):
         Endpoint("http://localhost/v1", "tiny")
 
 
-def test_values_go_to_no_other_address():
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_values_go_to_no_other_address(code):
     """Neither redirections nor the environment's proxy are followed."""
-    with serving() as other, serving(lambda body: (307, {"Location": f"{other.url}/chat/completions"}, b"")) as server:
+    with serving() as other, serving(lambda body: (code, {"Location": f"{other.url}/chat/completions"}, b"")) as server:
         found = problem(server)
-        assert found.kind == "HTTP error" and "307" in str(found) and "redirections are not followed" in str(found)
+        assert found.kind == "HTTP error" and f"{code} (redirections are not followed" in str(found)
         assert not other.requests
 
 

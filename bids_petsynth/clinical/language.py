@@ -67,6 +67,13 @@ class TextOptions:
     endpoint: Endpoint | None = None
     cache: Path | None = None
 
+    def __post_init__(self) -> None:
+        # workers change their folder
+        if self.cache is not None:
+            object.__setattr__(self, "cache", Path(self.cache).resolve())
+        if self.encoder is not None and Path(self.encoder).is_dir():
+            object.__setattr__(self, "encoder", str(Path(self.encoder).resolve()))
+
     def kept(self) -> ContentCache | None:
         """The cache, if there is one."""
         return ContentCache(self.cache) if self.cache else None

@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -289,21 +290,22 @@ def _content(data: bytes, host: str) -> str:
 _NUMBER = re.compile(r"(?<![\w./-])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 
 
-def _numbers(text: str) -> set[float]:
-    """Numbers that stand by themselves: not those of p-tau217, Aβ42/40, MMSE 24/30."""
-    return {float(number.replace(",", "")) for number in _NUMBER.findall(text)}
+def _numbers(text: str) -> Counter[float]:
+    """Numbers that stand by themselves, how often: not those of p-tau217, Aβ42/40, MMSE 24/30."""
+    return Counter(float(number.replace(",", "")) for number in _NUMBER.findall(text))
 
 
 def _checked(reply: str, told: str, host: str) -> str:
     """The reply without identifiers, on one line, if its numbers are those it was told.
 
-    Values of the facts must all be there; numbers of the notes may, and no other.
+    Values of the facts must all be there, as often as they were told; numbers of the notes may, and no other. Whether a
+    number stands beside the right name is not looked at.
     """
     cleaned = notes_text(reply, (), LONGEST_REPLY)
     facts = told.split("\nNotes: ")[0]
-    within = {float(number) for number in re.findall(r"\d+(?:\.\d+)?", told)}
+    allowed = {float(number) for number in re.findall(r"\d+(?:\.\d+)?", told)} | set(_numbers(told))
     found = _numbers(cleaned)
-    if not _numbers(facts) <= found or not found <= within | _numbers(told):
+    if _numbers(facts) - found or not set(found) <= allowed:
         raise ReplyError(
             "changed facts", f"the language model at {host} left out values or wrote others than it was told"
         )
