@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,7 +30,7 @@ from bids_petsynth.clinical.language import (
     identifiers_of,
     read_notes,
 )
-from bids_petsynth.clinical.llm import ChatModel, Endpoint
+from bids_petsynth.clinical.llm import PROBLEMS, ChatModel, Endpoint
 from bids_petsynth.clinical.mapping import read_mapping, write_mapping
 from bids_petsynth.clinical.prompts import template_prompt, write_prompt
 from bids_petsynth.clinical.records import read_record
@@ -334,3 +335,20 @@ def test_every_variable_can_be_told_to_a_language_model():
                 server.answer = lambda body, v=value, o=other: completion(echo(body).replace(f") {v} ", f") {o} ", 1))
                 writer = PromptWriter("llm", tuple(variables()), ChatModel(Endpoint(server.url, "tiny")))
                 assert (number, writer.write(values).status) == (number, "template (changed facts)")
+
+
+def test_the_documentation_shows_what_is_written():
+    text = (Path(__file__).parents[1] / "docs" / "language.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (n/a|[\d.]+) \|$", text, re.MULTILINE)
+    values = {name: None if cell == "n/a" else float(cell) for name, cell in rows}
+    assert len(values) == 9
+    shown = re.findall(r"```text\n(.*?)\n```", text)
+    assert shown == [write_prompt(style, values, tuple(values)) for style in ("numbers", "template")]
+    assert re.findall(r"^\| `template \((.*?)\)` \|", text, re.MULTILINE) == list(PROBLEMS)
+    example = re.search(r"```python\n(from bids_petsynth.*?)```", text, re.DOTALL)[1]
+    exec(compile(example, "docs/language.md", "exec"), found := {})  # our own page
+    assert found["tokens"].shape == (1, 64, 384) and found["mask"].any()
+    parser = argparse.ArgumentParser()
+    add_language(parser)
+    names = {name for action in parser._actions for name in action.option_strings if name.startswith("--")}
+    assert names - set(re.findall(r"--[a-z-]+", text)) == {"--help"}
