@@ -6,6 +6,7 @@ Entries come from clinical records: only their owner may read them, and a text i
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -85,9 +86,13 @@ class ContentCache:
                 Path(beside).unlink(missing_ok=True)
                 raise
         except OSError as error:
-            log.warning(
-                "The cache %s cannot be written (%s); everything is computed anew.", self.folder, error.strerror
-            )
+            _warn(self.folder, error.strerror or type(error).__name__)
+
+
+@functools.cache
+def _warn(folder: Path, reason: str) -> None:
+    """Say it once, not for every entry."""
+    log.warning("The text cache %s cannot be written (%s); everything is computed anew.", folder, reason)
 
 
 def _digest(array: np.ndarray) -> str:
