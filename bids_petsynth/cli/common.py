@@ -8,8 +8,12 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bids_petsynth.errors import UsageError
+
+if TYPE_CHECKING:
+    from bids_petsynth.clinical.language import TextOptions
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,6 +50,61 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--bids-filter-file", type=Path, metavar="JSON", help="PyBIDS filters by kind of image ({'t1w': …})"
+    )
+
+
+def add_language(parser: argparse.ArgumentParser) -> None:
+    """How a record is put into words, for recipes with a prompt; read them with :func:`language_from`."""
+    group = parser.add_argument_group("clinical values in words (recipes with a prompt)")
+    group.add_argument(
+        "--prompt", choices=("numbers", "template", "llm"), help="how prompts are written (default: the recipe's way)"
+    )
+    group.add_argument(
+        "--notes-column",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="columns with free text, put behind the prompt without identifiers (default: none)",
+    )
+    group.add_argument(
+        "--text-encoder",
+        metavar="NAME|FOLDER",
+        help="minilm, hashed, or a local Hugging Face folder (default: the recipe's)",
+    )
+    group.add_argument(
+        "--llm-endpoint",
+        metavar="URL",
+        help="OpenAI-compatible endpoint that writes prompts; clinical values are SENT there (default: none)",
+    )
+    group.add_argument("--llm-model", metavar="NAME", help="name of the language model at the endpoint")
+    group.add_argument(
+        "--llm-timeout", type=positive, default=60, metavar="SEC", help="seconds for a reply (default: %(default)s)"
+    )
+    group.add_argument(
+        "--text-cache", type=Path, metavar="DIR", help="where replies and vectors of texts are kept (default: nowhere)"
+    )
+
+
+def language_from(arguments: argparse.Namespace) -> TextOptions:
+    """The options of :func:`add_language`, checked.
+
+    Raises
+    ------
+    UsageError
+        If an endpoint is named without a model or the other way round, or its URL is none.
+    """
+    from bids_petsynth.clinical.language import TextOptions
+    from bids_petsynth.clinical.llm import Endpoint
+
+    url, model = arguments.llm_endpoint, arguments.llm_model
+    if (url is None) != (model is None):
+        raise UsageError("--llm-endpoint and --llm-model belong together; give both or none.")
+    return TextOptions(
+        style=arguments.prompt,
+        notes_columns=tuple(dict.fromkeys(arguments.notes_column)),
+        encoder=arguments.text_encoder,
+        endpoint=None if url is None else Endpoint(url, model, float(arguments.llm_timeout)),
+        cache=arguments.text_cache,
     )
 
 

@@ -14,8 +14,9 @@ from bids_petsynth.errors import UsageError
 from bids_petsynth.tables import read_table
 from bids_petsynth.types import TableRow
 
-#: What a column can hold besides a variable: other forms of the APOE genotype, and dates.
-FORMS = ("apoe_genotype", "apoe4_carrier", "apoe_allele", "blood_date", "visit_date")
+#: What a column can hold besides a variable: other forms of the APOE genotype, dates, and free text.
+NOTES = "notes"
+FORMS = ("apoe_genotype", "apoe4_carrier", "apoe_allele", "blood_date", "visit_date", NOTES)
 IGNORE = "ignore"
 
 _FILLERS = frozenset(
@@ -59,7 +60,8 @@ class Column:
     file, name
         Relative path of the table and name of the column.
     target
-        Canonical variable, one of `FORMS`, an analyte whose assay is unknown, ``ignore``, or empty if not recognised.
+        Canonical variable, one of `FORMS` (``notes`` only if a mapping file says so), an analyte whose assay is
+        unknown, ``ignore``, or empty if not recognised.
     unit
         Unit that JSON, mapping, preset or column name declare; None if none does (then the canonical one is assumed).
     levels

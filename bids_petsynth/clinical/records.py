@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bids_petsynth.clinical.columns import Column, ColumnMapping, active_presets, resolve_column, sidecar
+from bids_petsynth.clinical.columns import IGNORE, NOTES, Column, ColumnMapping, active_presets, resolve_column, sidecar
 from bids_petsynth.clinical.text import is_missing
 from bids_petsynth.clinical.values import Cell, implausible, read_cell
 from bids_petsynth.clinical.variables import Variable, analytes, variables
@@ -75,7 +75,7 @@ def read_record(
     dates: list[tuple[int, Column, str]] = []
     for index, (rank, row) in enumerate(used):
         columns = {n: resolve_column(row, n, active, mapping) for n in row.columns if n not in _ID_COLUMNS}
-        columns = {name: column for name, column in columns.items() if column.target not in ("", "ignore")}
+        columns = {name: column for name, column in columns.items() if column.target not in ("", IGNORE, NOTES)}
         clash = [name for name in columns if name in conflicts[index]]
         if clash:
             warnings.append(
