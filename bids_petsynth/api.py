@@ -6,7 +6,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from bids_petsynth.anatomy.regions import class_weights
 from bids_petsynth.anatomy.volume import Volume, read_t1w
 from bids_petsynth.bids.sidecars import Synthesis, pet_sidecar
 from bids_petsynth.bids.sink import Sink
+from bids_petsynth.clinical.language import Prompt, TextOptions
 from bids_petsynth.clinical.limits import untold
 from bids_petsynth.clinical.variables import variables as clinical_variables
 from bids_petsynth.models.conditioning import used_variables
@@ -50,6 +51,8 @@ class SyntheticPET:
     sensitivity
         How much each of them moved the tracer's target SUVR, see :func:`sensitivity`; empty if the model has no
         regional part.
+    prompt
+        The record in words, of models that read them.
     """
 
     label: str
@@ -61,6 +64,7 @@ class SyntheticPET:
     synthesis: Synthesis
     used: Mapping[str, str]
     sensitivity: Sequence[Mapping[str, float | str | None]] = ()
+    prompt: Prompt | None = None
 
     @property
     def mean(self) -> np.ndarray:
@@ -79,6 +83,7 @@ class SyntheticPET:
         return [
             *([limit] if limit else []),
             *self.record.warnings,
+            *([self.prompt.warning] if self.prompt and self.prompt.warning else []),
             *self.anatomy.warnings,
             *self.quantification.notes,
         ]
@@ -128,8 +133,12 @@ class Synthesizer:
         self.generator = generator
 
     @classmethod
-    def load(cls, folder: Path | str | None = None, device: str = "auto") -> Synthesizer:
+    def load(
+        cls, folder: Path | str | None = None, device: str = "auto", texts: TextOptions | None = None
+    ) -> Synthesizer:
         """Load a model folder, the built-in demonstration model if None.
+
+        ``texts`` say how the texts of recipes with a text are written and read.
 
         Raises
         ------
@@ -138,7 +147,7 @@ class Synthesizer:
         UsageError
             If the device does not exist.
         """
-        return cls(Generator.load(None if folder is None else Path(folder), device))
+        return cls(Generator.load(None if folder is None else Path(folder), device, texts))
 
     def analyse(
         self, t1w: Volume, who: str, mask: Volume | None = None, corrected: bool = False, seed: int = 0
@@ -149,14 +158,21 @@ class Synthesizer:
         return analyse_head(t1w, who, tuple(grid.shape), grid.voxel_size, mask, corrected, device, seed)
 
     def draw(
-        self, anatomy: Anatomy, record: ClinicalRecord, tracer: str, n_draws: int, seed: int, label: str
+        self,
+        anatomy: Anatomy,
+        record: ClinicalRecord,
+        tracer: str,
+        n_draws: int,
+        seed: int,
+        label: str,
+        given: Mapping[str, np.ndarray] | None = None,
     ) -> np.ndarray:
         """Draws ``(M, X, Y, Z)`` for an analysed head, in SUVR by the head's own reference region.
 
         The noise depends on the seed and on whose scan it is (``label``), so that people's draws are independent.
         """
         spec = tracer_named(tracer)
-        draws = self.generator.draw(anatomy, record, spec.name, n_draws, own_seed(seed, label))
+        draws = self.generator.draw(anatomy, record, spec.name, n_draws, own_seed(seed, label), given)
         # each draw's reference region is 1, so widening around the mean leaves it 1
         return self.generator.calibrated(normalise(draws, anatomy.labels, anatomy.grid, spec), spec.name)
 
@@ -220,7 +236,10 @@ def summarise(
     result = quantify(draws, anatomy.labels, anatomy.grid, spec, foreseen=foreseen)
     used = used_variables(record, model.recipe.conditioning.variables)
     moved = sensitivity(generator, anatomy, record, spec.name, seed) if model.regional is not None else ()
-    return SyntheticPET(label, spec.name, draws, anatomy, record, result, synthesis, used, moved)
+    prompt = generator.texts.prompt(record, record.notes, label) if generator.texts else None
+    if prompt is not None:
+        synthesis = replace(synthesis, prompt=prompt.status, text_encoder=model.text_encoder)
+    return SyntheticPET(label, spec.name, draws, anatomy, record, result, synthesis, used, moved, prompt)
 
 
 def own_seed(seed: int, label: str) -> int:
@@ -236,7 +255,7 @@ def synthesis_of(model: Model, seed: int, n_draws: int) -> Synthesis:
         version=model.version,
         weights_sha256=model.weights_sha256,
         demonstration=model.demonstration,
-        sampler=process.solver,
+        sampler=getattr(process, "solver", None) or process.sampler,
         steps=process.steps,
         guidance=process.guidance,
         seed=seed,

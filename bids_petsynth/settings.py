@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # --help answers without it
+    from bids_petsynth.clinical.language import TextOptions
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Settings:
         Folder in which intermediate files lie while a run lasts; None is the system's temporary one.
     memory_gb
         Memory that all workers share; None is nine tenths of what this process may use.
+    texts
+        How records are put into words, for models that read them; None is the model's own way.
     command
         The command line, for sidecars and reports; nothing depends on it.
     """
@@ -55,6 +61,7 @@ class Settings:
     work_dir: Path | None = None
     memory_gb: float | None = None
     stop_on_first_crash: bool = False
+    texts: TextOptions | None = None
     command: str = ""
 
     def __post_init__(self) -> None:

@@ -30,6 +30,8 @@ class Case:
         Sentences for log and sidecar, such as which of several runs was taken.
     problem
         A sentence if the participant cannot be worked on (no T1w, dangling link …), else None.
+    pets
+        Real PET scans that belong to the T1w, for models that take such as a source.
     """
 
     participant: str
@@ -40,6 +42,7 @@ class Case:
     derivatives: Mapping[str, Path] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     problem: str | None = None
+    pets: tuple[PetScan, ...] = ()
 
     @property
     def label(self) -> str:
@@ -64,10 +67,14 @@ class Value:
 
 @dataclass(frozen=True)
 class ClinicalRecord:
-    """All variables of one person in canonical units; a missing one has the value None."""
+    """All variables of one person in canonical units; a missing one has the value None.
+
+    ``notes`` is free text without identifiers, for recipes with a prompt.
+    """
 
     values: Mapping[str, Value]
     warnings: tuple[str, ...] = ()
+    notes: str = ""
 
     def get(self, name: str) -> float | None:
         """The value in its canonical unit, None if missing or not in the table of variables."""

@@ -7,7 +7,7 @@ A PET series that PETPrep has already brought onto the T1w takes the place of it
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, datetime
@@ -194,6 +194,13 @@ def pair(cases: Sequence[Case], pets: Sequence[PetScan], max_gap: int = 365) -> 
     makes no difference.
     """
     return [_pair([case for case in cases if case.participant == pet.participant], pet, max_gap) for pet in pets]
+
+
+def with_pets(cases: Sequence[Case], pets: Sequence[PetScan], tracers: Collection[str], max_gap: int) -> list[Case]:
+    """The cases with the usable scans of these tracers that :func:`pair` finds to belong to them."""
+    wanted = [pet for pet in pets if pet.tracer in tracers and pet.problem is None]
+    found = [(p.case.label, p.pet) for p in pair(cases, wanted, max_gap) if p.case is not None]
+    return [replace(case, pets=tuple(pet for label, pet in found if label == case.label)) for case in cases]
 
 
 def _pair(cases: Sequence[Case], pet: PetScan, max_gap: int) -> Pair:

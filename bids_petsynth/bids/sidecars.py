@@ -20,7 +20,8 @@ class Synthesis:
     """How the PET was made: the model (name, version, SHA-256 of its weights), its sampler and the settings of the run.
 
     ``demonstration`` marks a model that was trained on simulated PET; ``process`` and ``space`` are the recipe's kinds
-    (``rectified-flow``, ``codec`` …).
+    (``rectified-flow``, ``codec`` …). ``prompt`` tells how the record was put into words, ``text_encoder`` what read
+    them; both are empty for models without a prompt.
     """
 
     model: str
@@ -34,6 +35,8 @@ class Synthesis:
     n_draws: int
     process: str = ""
     space: str = ""
+    prompt: str = ""
+    text_encoder: str = ""
 
 
 _KINDS = {
@@ -240,4 +243,5 @@ def synthesis_metadata(
             "Draws": synthesis.n_draws,
         },
         "Conditioning": variables,
+        **({"Prompt": {"Style": synthesis.prompt, "Encoder": synthesis.text_encoder}} if synthesis.prompt else {}),
     }

@@ -183,16 +183,32 @@ def set_up(threads: int, verbose: int) -> None:
     logging.getLogger("bids_petsynth").setLevel(level)
 
 
+def canonical(name: str) -> str:
+    """A tracer's name in the table of tracers, or as it is."""
+    from bids_petsynth.pet.tracers import tracer
+
+    try:
+        return tracer(name).name
+    except UsageError:
+        return name
+
+
+def filters_of(arguments: argparse.Namespace) -> dict | None:
+    """Content of ``--bids-filter-file``, None without one."""
+    from bids_petsynth.bids.index import read_filter_file
+
+    return read_filter_file(arguments.bids_filter_file) if arguments.bids_filter_file else None
+
+
 def find_requested(arguments: argparse.Namespace, bids_dir: Path, derivatives: Mapping[str, Path]) -> list:
     """The cases that the selection options ask for."""
-    from bids_petsynth.bids.index import find_cases, read_filter_file
+    from bids_petsynth.bids.index import find_cases
 
-    filters = read_filter_file(arguments.bids_filter_file) if arguments.bids_filter_file else None
     return find_cases(
         bids_dir,
         participants=arguments.participant_label,
         sessions=arguments.session_label,
-        filters=filters,
+        filters=filters_of(arguments),
         derivatives=derivatives,
     )
 

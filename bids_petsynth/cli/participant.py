@@ -8,10 +8,14 @@ from pathlib import Path
 
 from bids_petsynth.cli.common import (
     Parser,
+    add_language,
     add_running,
     add_selection,
+    canonical,
     derivative_folders,
+    filters_of,
     find_requested,
+    language_from,
     positive,
     set_up,
     threads_of,
@@ -63,6 +67,14 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--dry-run", action="store_true", help="print inputs, variables and outputs of each participant, and end"
     )
+    what.add_argument(
+        "--max-gap",
+        type=positive,
+        default=365,
+        metavar="DAYS",
+        help="days between T1w and real PET, for models that take PET as a source (default: %(default)s)",
+    )
+    add_language(out)
     add_running(out)
     out.add_argument(
         "-w",
@@ -120,6 +132,7 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
         work_dir=arguments.work_dir,
         memory_gb=arguments.mem,
         stop_on_first_crash=arguments.stop_on_first_crash,
+        texts=language_from(arguments),
         command=arguments.command,
     )
 
@@ -158,6 +171,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.write_mapping:
         return _write_mapping(arguments.write_mapping, cases, settings)
     _check(settings)
+    cases = _with_sources(cases, arguments, settings)
     if arguments.dry_run:
         return _dry_run(cases, settings)
     from bids_petsynth import __version__
@@ -182,6 +196,19 @@ def run(arguments: argparse.Namespace) -> int:
     if failed:
         print(f"{len(failed)} failed; the reasons are above and in {settings.out_dir / 'status.tsv'}.")
     return 1 if failed else 0
+
+
+def _with_sources(cases: list, arguments: argparse.Namespace, settings: Settings) -> list:
+    """The cases with the real PET scans that the model takes as sources, if it takes any."""
+    from bids_petsynth.bids.pets import find_pets, with_pets
+    from bids_petsynth.models.conditioning import is_pet
+    from bids_petsynth.workflows import steps
+
+    tracers = [name for name in steps.description_of(settings.model).recipe.conditioning.sources if is_pet(name)]
+    if not tracers:
+        return cases
+    chosen = arguments.participant_label, arguments.session_label, filters_of(arguments), settings.derivatives
+    return with_pets(cases, find_pets(settings.bids_dir, *chosen, canonical), tracers, arguments.max_gap)
 
 
 def _check(settings: Settings) -> None:
@@ -250,6 +277,7 @@ def _write_mapping(path: Path, cases: list, settings: Settings) -> int:
 
 def _dry_run(cases: list, settings: Settings) -> int:
     """Print what a run would read and write; nothing is written."""
+    from bids_petsynth.clinical.language import TextOptions
     from bids_petsynth.errors import InputError
     from bids_petsynth.models.conditioning import used_variables
     from bids_petsynth.workflows import steps
@@ -258,6 +286,9 @@ def _dry_run(cases: list, settings: Settings) -> int:
 
     recipe = steps.description_of(settings.model).recipe
     code = 0
+    if recipe.conditioning.text is not None:
+        for sentence in (settings.texts or TextOptions()).planned(recipe.conditioning.text):
+            print(sentence)
     for case in cases:
         print(case.label)
         try:
@@ -269,6 +300,8 @@ def _dry_run(cases: list, settings: Settings) -> int:
         for kind, path in {"T1w": case.t1w, **case.derivatives}.items():
             print(f"  {kind:<12} {path}")
         used = used_variables(job.record, recipe.conditioning.variables)
+        for pet in case.pets:
+            print(f"  {pet.tracer:<12} {pet.path}")
         for name, value in sorted(job.record.values.items(), key=lambda item: item[0] not in used):
             if name in used or value.status != "missing":
                 extra = "" if name in used else " (not an input of this model)"

@@ -6,14 +6,20 @@ import argparse
 import re
 import shutil
 import sys
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from bids_petsynth.cli.common import (
     Parser,
+    add_language,
     add_running,
     add_selection,
+    canonical,
     derivative_folders,
+    filters_of,
     find_requested,
+    language_from,
     positive,
     set_up,
     threads_of,
@@ -85,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
         "-d", "--derivatives", nargs="+", default=[], metavar="NAME=PATH", help="preprocessed PET: petprep=PATH"
     )
     out.add_argument("--mapping", type=Path, metavar="TSV", help="what the dataset's columns mean (see participant)")
+    add_language(out)
     add_running(out)
     return out
 
@@ -107,6 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from bids_petsynth.bids.pets import find_pets, pair
     from bids_petsynth.bids.sink import check_writable, hash_settings, tsv_text, write_bytes
+    from bids_petsynth.clinical.language import TextReader
     from bids_petsynth.models.conditioning import is_pet
     from bids_petsynth.models.folder import load_model
     from bids_petsynth.models.recipe import load_recipe
@@ -133,7 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder, working = models / name, models / f"{name}-training"
     bids_dir = arguments.bids_dir.resolve()
     cases = find_requested(arguments, bids_dir, {})
-    filters = _filters(arguments.bids_filter_file)
+    filters = filters_of(arguments)
     pets = find_pets(
         bids_dir,
         arguments.participant_label,
@@ -152,7 +160,10 @@ def run(arguments: argparse.Namespace) -> int:
     device, first = str(fabric.device), fabric.is_global_zero
     window = tuple(arguments.pet_window) if arguments.pet_window else None
     how = Preparation(working, window, arguments.pet_fwhm, device, arguments.random_seed)
-    read = _reader(bids_dir, arguments.mapping)
+    words = language_from(arguments)
+    if recipe.conditioning.text is not None and words.cache is None:
+        words = replace(words, cache=(working / "texts").resolve())
+    read = _reader(bids_dir, arguments.mapping, words.notes_columns)
     if fabric.world_size > 1:
         # each process prepares its part of the people, then all find everything prepared
         prepare(share_of(pairs, fabric.global_rank, fabric.world_size), recipe, read, how, say)
@@ -182,8 +193,18 @@ def run(arguments: argparse.Namespace) -> int:
     fabric.barrier()
     if first:
         say(f"training on {len(inside)} heads with {', '.join(used)}; {len(outside)} held out")
+    texts = None
+    if (text := recipe.conditioning.text) is not None:
+        texts = TextReader(text, [variable.name for variable in recipe.conditioning.variables], words, device)
     run = generator.Run(
-        working, arguments.time_budget, device=device, start=start, vgg19=arguments.vgg19, report=say, fabric=fabric
+        working,
+        arguments.time_budget,
+        device=device,
+        start=start,
+        vgg19=arguments.vgg19,
+        texts=texts,
+        report=say,
+        fabric=fabric,
     )
     generator.train(ground, recipe, run)
     if not first:
@@ -211,22 +232,6 @@ def start_over_if_changed(working: Path, key: str) -> bool:
     return bool(there)
 
 
-def canonical(name: str) -> str:
-    """A tracer's name in the table of tracers, or as it is."""
-    from bids_petsynth.pet.tracers import tracer
-
-    try:
-        return tracer(name).name
-    except UsageError:
-        return name
-
-
-def _filters(path: Path | None) -> dict | None:
-    from bids_petsynth.bids.index import read_filter_file
-
-    return read_filter_file(path) if path else None
-
-
 def _tracers(asked: list[str] | None, there: list[str]) -> list[str]:
     """Tracers to train on, in a fixed order.
 
@@ -249,9 +254,10 @@ def _tracers(asked: list[str] | None, there: list[str]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def _reader(bids_dir: Path, mapping: Path | None):
+def _reader(bids_dir: Path, mapping: Path | None, notes_columns: Collection[str]):
     """Case → clinical record, as ``participant`` reads it."""
     from bids_petsynth.bids.tables import dataset_rows
+    from bids_petsynth.clinical.language import read_notes
     from bids_petsynth.clinical.mapping import read_mapping
     from bids_petsynth.clinical.records import read_record
 
@@ -259,6 +265,7 @@ def _reader(bids_dir: Path, mapping: Path | None):
 
     def read(case):
         rows, _ = dataset_rows(bids_dir, case.participant, case.session)
-        return read_record(rows, columns, scan_date=case.t1w_date, session=case.session)
+        record = read_record(rows, columns, scan_date=case.t1w_date, session=case.session)
+        return replace(record, notes=read_notes(rows, case.participant, case.session, notes_columns, columns))
 
     return read

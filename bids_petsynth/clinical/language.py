@@ -74,6 +74,12 @@ class TextOptions:
         if self.encoder is not None and Path(self.encoder).is_dir():
             object.__setattr__(self, "encoder", str(Path(self.encoder).resolve()))
 
+    @property
+    def identity(self) -> dict[str, object]:
+        """What a result depends on."""
+        asked = (self.endpoint.url, self.endpoint.model) if self.endpoint else None
+        return {"style": self.style, "notes": self.notes_columns, "encoder": self.encoder, "endpoint": asked}
+
     def kept(self) -> ContentCache | None:
         """The cache, if there is one."""
         return ContentCache(self.cache) if self.cache else None
@@ -210,6 +216,44 @@ def encode_records(
     notes = notes or [""] * len(records)
     prompts = [writer.write(record, text) for record, text in zip(records, notes, strict=True)]
     return encode_texts([prompt.text for prompt in prompts], encoder, kept)
+
+
+class TextReader:
+    """Records → vectors, as a recipe and a run ask for them.
+
+    Parameters
+    ----------
+    spec, variables
+        The recipe's.
+    options
+        The run's.
+    identity
+        Of the encoder that a model was trained with; another one is an error. None takes any.
+    """
+
+    def __init__(
+        self,
+        spec: TextSpec,
+        variables: Sequence[str],
+        options: TextOptions,
+        device: str = "cpu",
+        identity: str | None = None,
+    ):
+        self.writer, self.kept = options.writer(spec, variables), options.kept()
+        self.encoder = options.load_encoder(spec, device, identity)
+
+    @property
+    def style(self) -> str:
+        """How prompts are written."""
+        return self.writer.style
+
+    def prompt(self, record: Record, notes: str = "", who: str = "") -> Prompt:
+        """The prompt of a record."""
+        return self.writer.write(record, notes, who)
+
+    def __call__(self, records: Sequence[Record], notes: Sequence[str] | None = None) -> EncodedText:
+        """Vectors and mask, see :func:`encode_texts`."""
+        return encode_records(records, self.writer, self.encoder, self.kept, notes)
 
 
 def _fits(rows: np.ndarray, encoder: TextEncoder) -> bool:

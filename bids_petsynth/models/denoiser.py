@@ -149,9 +149,8 @@ class Denoiser(nn.Module):
 
     def aligned(self, images: Tensor, labels: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """Vectors ``(N, E)`` of text and image (its regional means) for the alignment loss."""
-        mask = condition.text_mask[..., None].float()
-        text = (condition.text * mask).sum(1) / mask.sum(1).clamp(min=1)
-        return self.align_text(text), self.align_image(regional_means(images, labels))
+        # the first token is the whole text's
+        return self.align_text(condition.text[:, 0]), self.align_image(regional_means(images, labels))
 
 
 def _record(condition: Condition, numeric: bool) -> tuple[Tensor, Tensor]:

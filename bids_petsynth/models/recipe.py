@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from bids_petsynth.clinical.language import TextSpec
 from bids_petsynth.errors import ModelError
 from bids_petsynth.tables import data_path
 
@@ -150,18 +151,6 @@ class VariableSpec(_Part):
     name: str
     group: str = ""
     transform: Literal["identity", "log"] = "identity"
-
-
-class TextSpec(_Part):
-    """The record as a text: how it is written, which encoder reads it, and how many tokens of it are kept.
-
-    ``width`` is that of the encoder's vectors; other encoders have others.
-    """
-
-    style: Literal["numbers", "template", "llm"] = "template"
-    encoder: str = "default"
-    tokens: int = Field(default=64, ge=2)
-    width: int = Field(default=384, ge=1)
 
 
 class ConditioningSpec(_Part):

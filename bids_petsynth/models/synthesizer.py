@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bids_petsynth.clinical.language import TextOptions, TextReader
 from bids_petsynth.devices import fast_autocast
 from bids_petsynth.errors import InputError, UsageError
 from bids_petsynth.folding import fold, unfold
@@ -24,8 +25,6 @@ from bids_petsynth.models.regional import Condition, label_volumes, representati
 from bids_petsynth.tables import data_path
 from bids_petsynth.types import Anatomy, ClinicalRecord, Foreseen
 
-#: Records → text tokens ``(N, T, D)`` and their mask ``(N, T)``.
-ReadTexts = Callable[[Sequence[Mapping[str, float]]], tuple[Tensor, Tensor]]
 #: Draws that go through the network together: bounds the memory, does not change the result's noise.
 TOGETHER = 8
 #: Draws of the regional means, of which a few become images: enough that their mean and spread are known.
@@ -76,17 +75,26 @@ def _present(codes: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.bincount(codes.ravel())[1:]) + 1
 
 
+def reader_of(model: Model, options: TextOptions | None = None, device: str = "cpu") -> TextReader | None:
+    """What reads the texts of a model's recipe, the encoder that it was trained with checked; None if it has none."""
+    spec = model.recipe.conditioning
+    if spec.text is None:
+        return None
+    names = [variable.name for variable in spec.variables]
+    return TextReader(spec.text, names, options or TextOptions(), device, model.text_encoder or None)
+
+
 class Synthesizer:
     """A loaded model on a device.
 
-    ``texts`` reads records' texts for recipes with a text: records → tokens ``(N, T, D)`` and mask ``(N, T)``.
+    ``texts`` reads the records of recipes with a text.
 
     Examples
     --------
     >>> draws = Synthesizer.load().draw(anatomy, record, tracer="AV45")  # doctest: +SKIP
     """
 
-    def __init__(self, model: Model, device: str = "cpu", texts: ReadTexts | None = None):
+    def __init__(self, model: Model, device: str = "cpu", texts: TextReader | None = None):
         self.model, self.device, self.texts = model, choose_device(device), texts
         self.denoiser = model.denoiser.to(self.device).eval()
         self.space = model.space.to(self.device).eval()
@@ -94,8 +102,10 @@ class Synthesizer:
         self.process = build_process(model.recipe)
 
     @classmethod
-    def load(cls, folder: Path | None = None, device: str = "cpu") -> Synthesizer:
+    def load(cls, folder: Path | None = None, device: str = "cpu", options: TextOptions | None = None) -> Synthesizer:
         """Load a model folder; the built-in demonstration model if None.
+
+        ``options`` say how the texts of recipes with a text are written and read.
 
         Raises
         ------
@@ -105,7 +115,8 @@ class Synthesizer:
             If the device does not exist.
         """
         device = choose_device(device)
-        return cls(load_model(built_in() if folder is None else Path(folder)), device)
+        model = load_model(built_in() if folder is None else Path(folder))
+        return cls(model, device, reader_of(model, options, device))
 
     @property
     def tracers(self) -> tuple[str, ...]:
@@ -295,9 +306,9 @@ class Synthesizer:
                     f"The model {self.model.recipe.name} reads texts and no encoder was loaded; install "
                     "bids-petsynth[language]."
                 )
-            known = {v.name: record.get(v.name) for v in spec.variables}
-            text, text_mask = self.texts([{name: value for name, value in known.items() if value is not None}])
-            text_mask = text_mask * mask.any(1, keepdim=True)
+            notes = getattr(record, "notes", "")
+            text, text_mask = map(torch.from_numpy, self.texts([record], [notes]))
+            text_mask = text_mask & (mask.any(1, keepdim=True) | bool(notes))
         return Condition(values, mask, tracers, volumes, text, text_mask).to(self.device)
 
     def _regional_draws(self, condition: Condition, n: int, rng: torch.Generator) -> Tensor:

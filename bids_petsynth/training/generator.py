@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from bids_petsynth.clinical.language import TextReader
 from bids_petsynth.errors import UsageError
 from bids_petsynth.models.autoencoder import Autoencoder, build_space
 from bids_petsynth.models.conditioning import fit_standardisation, record_matrix
 from bids_petsynth.models.denoiser import build_denoiser
 from bids_petsynth.models.folder import Model, build_regional, load_model, save_model
 from bids_petsynth.models.recipe import Recipe, load_recipe
-from bids_petsynth.models.synthesizer import ReadTexts, Synthesizer
+from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training.card import model_card, sensitivity_figures
 from bids_petsynth.training.ground import Ground
 from bids_petsynth.training.launch import launch
@@ -63,8 +64,6 @@ class Run:
         Weights of VGG19 (safetensors), for recipes whose pre-training asks for them.
     texts
         Reads the records' texts, for recipes with a text.
-    text_encoder
-        Identity of what reads them.
     report
         Takes lines of progress.
     fabric
@@ -78,8 +77,7 @@ class Run:
     validate: float = 10.0
     start: Path | None = None
     vgg19: Path | None = None
-    texts: ReadTexts | None = None
-    text_encoder: str = ""
+    texts: TextReader | None = None
     report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
     fabric: Fabric | None = None
 
@@ -173,7 +171,7 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
     device, first = str(fabric.device), fabric.is_global_zero
     out.mkdir(parents=True, exist_ok=True)
     if recipe.conditioning.text is not None and run.texts is None:
-        raise UsageError(f"The recipe {recipe.name} reads texts; install bids-petsynth[language] and name an encoder.")
+        raise UsageError(f"The recipe {recipe.name} reads texts, and nothing was given that does.")
     space = build_space(recipe)
     minutes = _phase_minutes(recipe, run.minutes)
     if isinstance(space, Autoencoder):
@@ -186,7 +184,7 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
             fit_autoencoder(space, recipe, ground, out / "autoencoder", minutes["autoencoder"], *more)
     modalities = recipe.tracers, recipe.conditioning.sources
     pool = Pool(ground.case, space.encode, *ground.pool, *modalities)
-    model = build_model(recipe, pool, ground, space, run.text_encoder)
+    model = build_model(recipe, pool, ground, space, run.texts.encoder.identity if run.texts else "")
     if run.start is not None:
         model = start_from(model, run.start)
     if model.regional is not None:

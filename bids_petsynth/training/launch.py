@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def launch(device: str) -> Fabric:
     """
     from lightning_fabric import Fabric
 
+    # it guesses at how one may want to start it
+    warnings.filterwarnings("ignore", message=".*srun.* command is available.*")
     nodes, local = processes()
     kind, _, index = device.partition(":")
     one = [int(index)] if index else 1

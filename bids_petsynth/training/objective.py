@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from bids_petsynth.anatomy.regions import class_weights, n_classes
+from bids_petsynth.clinical.language import TextReader
 from bids_petsynth.devices import fast_autocast
 from bids_petsynth.folding import unfold
 from bids_petsynth.models.codec import BandLimitedCodec
@@ -18,7 +19,6 @@ from bids_petsynth.models.denoiser import Denoiser, DualDenoiser, Sources
 from bids_petsynth.models.folder import Model
 from bids_petsynth.models.processes import build_process
 from bids_petsynth.models.regional import Condition
-from bids_petsynth.models.synthesizer import ReadTexts
 from bids_petsynth.pet.tracers import targets
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training import losses
@@ -87,7 +87,7 @@ class Objective:
         Reads the records' texts, in recipes with a text.
     """
 
-    def __init__(self, model: Model, pool: Pool, device: str, texts: ReadTexts | None = None):
+    def __init__(self, model: Model, pool: Pool, device: str, texts: TextReader | None = None):
         self.model, self.pool, self.device, self.texts = model, pool, device, texts
         self.recipe, self.weights = model.recipe, model.recipe.losses
         self.process = build_process(model.recipe)
@@ -174,12 +174,14 @@ class Objective:
         text = text_mask = None
         if self.texts is not None:
             names = [variable.name for variable in spec.variables]
+            # what is withheld from the numbers is withheld from the text; a language model is asked once per person
             told = [
-                {k: v for k, v in record.items() if k not in names or row[names.index(k)]}
+                {k: v for k, v in record.items() if k not in names or row[names.index(k)] or self.texts.style == "llm"}
                 for record, row in zip(batch.records, mask.bool().tolist(), strict=True)
             ]
-            text, text_mask = self.texts(told)
-            text_mask = text_mask * mask.any(1, keepdim=True)
+            notes = [str(record.get("notes", "")) for record in batch.records]
+            text, text_mask = map(torch.from_numpy, self.texts(told, notes))
+            text_mask = text_mask & mask.any(1, keepdim=True)
         return Condition(values, mask, tracers, None, text, text_mask).to(self.device)
 
     def _output(self, x: Tensor, example: Example) -> Tensor:

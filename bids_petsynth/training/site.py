@@ -88,6 +88,7 @@ def prepare(
         if scans:
             record = record_of(group[0].case)
             known = {name: value.value for name, value in record.values.items() if value.value is not None}
+            known |= {"notes": record.notes} if record.notes else {}
             people.append(Stored(group[0].pet.participant, head[0], scans, known, loads[0] if loads else None))
             report(f"{group[0].case.label}: {', '.join(scans)} ready")
     return people, rows

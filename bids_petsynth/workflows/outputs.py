@@ -45,10 +45,10 @@ def columns_of(table: str) -> dict[str, dict[str, str]]:
     }
 
 
-def sources_of(case: Case, settings: Settings) -> list[str]:
-    """BIDS URIs of the input images."""
+def sources_of(case: Case, settings: Settings, given: Sequence[Path] = ()) -> list[str]:
+    """BIDS URIs of the input images, those that were ``given`` beside the T1w among them."""
     datasets = {"raw": settings.bids_dir, **settings.derivatives}
-    files = [case.derivatives.get("preproc_t1w", case.t1w), case.derivatives.get("brain_mask")]
+    files = [case.derivatives.get("preproc_t1w", case.t1w), case.derivatives.get("brain_mask"), *given]
     # a link inside a dataset belongs to it wherever it leads: only the folder is made full
     return [bids_uri(Path(file).parent.resolve() / Path(file).name, datasets) for file in files if file]
 
@@ -101,7 +101,8 @@ def write_pet(
     result, grid = pet.quantification, pet.anatomy.grid
     native, voxel = Space("T1w"), _voxel(grid.affine)
     res = round(voxel)
-    sources = [*sources_of(case, settings), bids_uri(output_path(ANATOMY_KEY, case), {})]
+    given = [scan.path for scan in case.pets if scan.tracer != pet.tracer]
+    sources = [*sources_of(case, settings, given), bids_uri(output_path(ANATOMY_KEY, case), {})]
 
     def about(kind: str, space: Space = native, voxel: float = voxel, draw: int | None = None) -> dict[str, Any]:
         return pet_sidecar(

@@ -83,7 +83,8 @@ def plan(case: Case, settings: Settings) -> Job:
     model = steps.description_of(settings.model)
     record = steps.record_of(case, settings)
     scan = steps.scan_hash(case)
-    pet = steps.pet_hash(scan, record, list(used_variables(record, model.recipe.conditioning.variables)))
+    used = list(used_variables(record, model.recipe.conditioning.variables))
+    pet = steps.pet_hash(scan, record, used, steps.pets_hash(case))
     res = round(model.recipe.grid.voxel_size)
     current = tuple(
         tracer

@@ -20,6 +20,7 @@ from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sidecars import run_metadata, synthesis_metadata
 from bids_petsynth.bids.sink import Sink, hash_file, hash_settings, write_bytes
 from bids_petsynth.bids.tables import dataset_rows
+from bids_petsynth.clinical.language import TextOptions, read_notes
 from bids_petsynth.clinical.limits import untold
 from bids_petsynth.clinical.mapping import read_mapping
 from bids_petsynth.clinical.records import read_record
@@ -27,11 +28,11 @@ from bids_petsynth.errors import InputError
 from bids_petsynth.models.conditioning import used_variables
 from bids_petsynth.models.folder import Model, load_model
 from bids_petsynth.models.synthesizer import Synthesizer as Generator
-from bids_petsynth.models.synthesizer import built_in
+from bids_petsynth.models.synthesizer import built_in, reader_of
 from bids_petsynth.pet.tracers import centiloid_equation
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.settings import Settings, Space
-from bids_petsynth.types import Anatomy, Case, ClinicalRecord
+from bids_petsynth.types import Anatomy, Case, ClinicalRecord, PetScan
 from bids_petsynth.workflows.outputs import bias_correction, centiloid_metadata, write_anatomy, write_pet
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ log = logging.getLogger("bids_petsynth")
 
 
 @lru_cache(maxsize=1)
-def model_of(folder: Path | None, device: str) -> Synthesizer:
+def model_of(folder: Path | None, device: str, texts: TextOptions | None = None) -> Synthesizer:
     """The model on its device, loaded once per process."""
-    return Synthesizer.load(folder, device)
+    return Synthesizer.load(folder, device, texts)
 
 
 @lru_cache(maxsize=1)
@@ -63,7 +64,14 @@ def record_of(case: Case, settings: Settings) -> ClinicalRecord:
     rows, warnings = dataset_rows(settings.bids_dir, case.participant, case.session)
     mapping = read_mapping(settings.mapping) if settings.mapping else None
     record = read_record(rows, mapping, scan_date=case.t1w_date, session=case.session)
-    return replace(record, warnings=(*warnings, *record.warnings))
+    columns = settings.texts.notes_columns if settings.texts else ()
+    notes = read_notes(rows, case.participant, case.session, columns, mapping)
+    return replace(record, warnings=(*warnings, *record.warnings), notes=notes)
+
+
+def pets_hash(case: Case) -> list[str]:
+    """Hashes of the real PET scans that a case brings along."""
+    return [hash_file(pet.path) + hash_settings(dict(pet.sidecar)) for pet in case.pets]
 
 
 def scan_hash(case: Case) -> str:
@@ -84,9 +92,10 @@ def scan_hash(case: Case) -> str:
         ) from None
 
 
-def pet_hash(scan: str, record: ClinicalRecord, used: Sequence[str]) -> str:
+def pet_hash(scan: str, record: ClinicalRecord, used: Sequence[str], pets: Sequence[str] = ()) -> str:
     """Hash of what a synthetic scan depends on: the images and the variables that the model knows."""
-    return hash_settings([scan, {name: record.get(name) for name in used}])
+    values = {name: record.get(name) for name in used}
+    return hash_settings([scan, values, *([record.notes] if record.notes else []), *pets])
 
 
 def anatomy_sink(settings: Settings, input_hash: str) -> Sink:
@@ -100,12 +109,14 @@ def pet_sink(settings: Settings, input_hash: str, tracer: str) -> Sink:
     """Where the outputs of one tracer go; its hash covers all that they depend on beside scan and record."""
     model = description_of(settings.model).fingerprint
     about = [settings.of_synthesis(tracer), labelling_hash(), model, version("bids-petsynth")]
+    if description_of(settings.model).recipe.conditioning.text is not None:
+        about.append((settings.texts or TextOptions()).identity)
     return Sink(settings.out_dir, hash_settings(about), input_hash)
 
 
 def anatomy(case: Case, settings: Settings, input_hash: str, write: bool) -> Anatomy:
     """Read, check, label and align the T1w; write its derivatives unless they are up to date."""
-    model = model_of(settings.model, settings.device)
+    model = model_of(settings.model, settings.device, settings.texts)
     preprocessed = case.derivatives.get("preproc_t1w")
     mask = case.derivatives.get("brain_mask")
     head = model.analyse(
@@ -130,8 +141,22 @@ def warps(head: Anatomy, settings: Settings, folder: Path) -> dict[str, list[str
 
 def draws(case: Case, head: Anatomy, record: ClinicalRecord, tracer: str, settings: Settings) -> np.ndarray:
     """Draws of one tracer in SUVR, ``(M, X, Y, Z)``."""
-    model = model_of(settings.model, settings.device)
-    return model.draw(head, record, tracer, settings.n_draws, settings.seed, case.label)
+    model = model_of(settings.model, settings.device, settings.texts)
+    given = {pet.tracer: scan_on(head, pet, settings) for pet in case.pets if pet.tracer != tracer}
+    return model.draw(head, record, tracer, settings.n_draws, settings.seed, case.label, given)
+
+
+def scan_on(head: Anatomy, pet: PetScan, settings: Settings) -> np.ndarray:
+    """A real PET scan in SUVR on the model grid, prepared as in training.
+
+    Raises
+    ------
+    InputError
+        If it cannot be used.
+    """
+    from bids_petsynth.pet.preparation import prepare_pet
+
+    return prepare_pet(pet, head, tracer_named(pet.tracer), seed=settings.seed).suvr
 
 
 def outputs(
@@ -147,7 +172,8 @@ def outputs(
     """Quantify and write one tracer's outputs, in every output space."""
     from bids_petsynth.anatomy.normalisation import into_template
 
-    generator = Generator(description_of(settings.model))
+    model = description_of(settings.model)
+    generator = Generator(model, texts=reader_of(model, settings.texts))
     pet = summarise(head, volumes, record, tracer, generator, settings.seed, case.label)
     affine = head.grid.affine
     templates: dict[Space, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}

@@ -1,0 +1,176 @@
+"""The loop over several processes, after a kill, short of memory, with a critic, and stopping early."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models_small import small_recipe
+from safetensors.torch import load_file
+
+from bids_petsynth.training.launch import processes
+from bids_petsynth.training.loop import Loop, Player, Share
+
+SCRIPT = Path(__file__).with_name("train_line.py")
+
+
+def spec(**changes):
+    fields = {"steps": 20, "batch": 6, "rate": 0.05, "warmup": 0, "ema": 0.5, "tensorboard": False}
+    return small_recipe(training=fields | changes).training
+
+
+def curve(folder: Path) -> np.ndarray:
+    with (folder / "log.csv").open() as file:
+        return np.array([float(row["loss"]) for row in csv.DictReader(file)])
+
+
+def line(net, batch=6):
+    def loss(step, rng, share):
+        x = torch.randn(batch, 3, generator=rng)[share.of(batch)]
+        return (net(x) - x.sum(1, keepdim=True)).square().mean()
+
+    return loss
+
+
+def test_shares_are_the_whole_batch():
+    taken = [k for part in range(4) for k in list(range(10))[Share(part, 4).of(10)]]
+    assert sorted(taken) == list(range(10)) and sum(Share(p, 4).count(10) for p in range(4)) == 10
+
+
+def test_two_processes_give_the_curve_of_one(tmp_path):
+    subprocess.run([sys.executable, SCRIPT, tmp_path / "one", "12"], check=True)
+    together = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [sys.executable, *together, SCRIPT, tmp_path / "two", "12"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    # sums of gradients are rounded in another order
+    np.testing.assert_allclose(two, one, rtol=0, atol=2e-5)
+    assert len(one) == 12 and one[-1] < one[0]
+
+
+def test_a_killed_run_goes_on_to_the_same_end(tmp_path):
+    subprocess.run([sys.executable, SCRIPT, tmp_path / "whole", "12", "0.001"], check=True)
+    running = subprocess.Popen([sys.executable, SCRIPT, tmp_path / "killed", "12", "0.3"])
+    checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
+    for _ in range(600):
+        if checkpoint.exists() and len(curve(tmp_path / "killed")) >= 4:
+            break
+        time.sleep(0.1)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    assert 4 <= len(curve(tmp_path / "killed")) < 12
+    subprocess.run([sys.executable, SCRIPT, tmp_path / "killed", "12", "0.001"], check=True)
+    np.testing.assert_array_equal(curve(tmp_path / "killed"), curve(tmp_path / "whole"))
+    whole, killed = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_short_of_memory_it_goes_on_in_parts_and_says_so(tmp_path, capsys):
+    torch.manual_seed(0)
+    nets = [torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    plain = Loop(nets[0], line(nets[0]), spec(), tmp_path / "plain")
+    plain.run()
+
+    def tight(step, rng, share):
+        if share.count(6) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return line(nets[1])(step, rng, share)
+
+    loop = Loop(nets[1], tight, spec(), tmp_path / "tight")
+    loop.run()
+    assert loop.state.parts == 4
+    torch.testing.assert_close(nets[1].weight, nets[0].weight, rtol=1e-4, atol=1e-5)
+    assert capsys.readouterr().err.count("Out of memory") == 2
+
+
+def test_no_room_for_a_single_example_is_an_error(tmp_path):
+    net = torch.nn.Linear(3, 1)
+
+    def never(step, rng, share):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with pytest.raises(RuntimeError, match="allocate"):
+        Loop(net, never, spec(), tmp_path).run()
+
+    def wrong(step, rng, share):
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        Loop(net, wrong, spec(), tmp_path).run()
+
+
+def test_it_stops_early_and_keeps_the_best(tmp_path):
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 1)
+    loop = Loop(net, line(net), spec(steps=1000, patience=3), tmp_path)
+    seen = []
+
+    def score(state):
+        seen.append([p.clone() for p in loop.ema.parameters()])
+        return abs(state.step - 5.0)
+
+    loop.run(pause=score, pause_minutes=0.0)
+    assert loop.state.step == 8 and loop.state.best == 0.0
+    assert all(torch.equal(a, b) for a, b in zip(loop.ema.parameters(), seen[4], strict=True))
+
+
+def test_a_critic_moves_after_the_network_and_is_resumed(tmp_path):
+    def game():
+        torch.manual_seed(0)
+        net, critic = torch.nn.Linear(3, 1), torch.nn.Linear(1, 1)
+
+        def critical(step, rng, share):
+            x = torch.randn(6, 3, generator=rng)[share.of(6)]
+            return critic(net(x).detach()).square().mean()
+
+        return Loop(net, line(net), spec(), tmp_path / "a", critic=Player(critic, critical, 0.01))
+
+    whole = game()
+    start = whole.critic.net.weight.clone()
+    for _ in range(6):
+        whole._step()
+    assert not torch.equal(whole.critic.net.weight, start)
+    first = game()
+    for _ in range(3):
+        first._step()
+    first.save()
+    second = game()
+    assert second.resume()
+    for _ in range(3):
+        second._step()
+    assert torch.equal(second.critic.net.weight, whole.critic.net.weight)
+    assert torch.equal(second.net.weight, whole.net.weight)
+
+
+def test_curves_for_tensorboard(tmp_path):
+    net = torch.nn.Linear(3, 1)
+    Loop(net, line(net), spec(steps=4, tensorboard=True), tmp_path).run(every=1)
+    (events,) = (tmp_path / "tensorboard").glob("events*")
+    assert events.stat().st_size > 100 and b"loss" in events.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (1, 1)),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, (2, 2)),
+        ({"SLURM_NTASKS": "4"}, (1, 1)),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "0"}, (2, 2)),
+    ],
+)
+def test_what_was_started_together(monkeypatch, environment, expected):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert processes() == expected
