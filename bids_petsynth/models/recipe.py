@@ -289,7 +289,7 @@ class Recipe(_Part):
     @property
     def label_pool(self) -> int:
         """Model-grid voxels per axis averaged into one voxel of label probabilities (half a folded latent's ratio)."""
-        return max(2, self.ratio // 2)
+        return max(2, self.ratio // 2) if isinstance(self.space, CodecSpec) else 2
 
     @property
     def modalities(self) -> tuple[str, ...]:
