@@ -1,0 +1,112 @@
+"""How good decisions between classes are, with intervals that respect the independent unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from bids_petsynth.evaluation.delong import delong_clustered
+from bids_petsynth.evaluation.statistics import Interval, bootstrap
+
+#: Figures of decisions, in the order of :func:`figures`; the areas of the single classes follow them.
+FIGURES = ("auc", "accuracy", "balanced_accuracy", "f1")
+
+
+def class_areas(probability: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """``(K,)`` areas under the ROC curve, each class against all others; NaN where one side is empty.
+
+    ``probability (N, K)``, ``y (N,)`` codes.
+    """
+    own = y[:, None] == np.arange(probability.shape[1])
+    m = own.sum(0)
+    pairs = m * (len(y) - m)
+    wins = (stats.rankdata(probability, axis=0) * own).sum(0) - m * (m + 1) / 2
+    return wins / np.where(pairs > 0, pairs, np.nan)
+
+
+def figures(probability: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """``(4 + K,)``: the ``FIGURES`` of decisions for the most probable class, then the area of each class.
+
+    The AUC of more than two classes is the mean of the classes' areas; F1 is the mean over classes. What needs a class
+    of which nobody is there is NaN.
+    """
+    k = probability.shape[1]
+    areas = class_areas(probability, y)
+    confusion = np.bincount(y * k + probability.argmax(1), minlength=k * k).reshape(k, k)
+    right, there, said = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    recall = right / np.where(there > 0, there, np.nan)
+    f1 = 2 * right / np.where(there > 0, there + said, np.nan)
+    return np.array([areas.mean(), right.sum() / len(y), recall.mean(), f1.mean(), *areas])
+
+
+def intervals(probabilities: np.ndarray, y: np.ndarray, clusters: np.ndarray, n: int, seed: int) -> Interval:
+    """Figures ``(S, 4 + K)`` of S classifiers' ``(S, N, K)`` probabilities for the same people, with 95 % intervals."""
+    return bootstrap(lambda i: np.array([figures(p[i], y[i]) for p in probabilities]), clusters, n, seed=seed)
+
+
+def performance_rows(
+    names: Sequence[Mapping[str, Any]], found: Interval, y: np.ndarray, clusters: np.ndarray, classes: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of figures, and rows of every class's area; each begins with the ``names`` of its classifier."""
+    size = {"people": len(y), "independent_units": len(np.unique(clusters))}
+    rows, areas = [], []
+    for s, name in enumerate(names):
+        row = {**name, **size}
+        for f, figure in enumerate(FIGURES):
+            row |= _bounded(figure, found, (s, f))
+        rows.append(row)
+        for k, label in enumerate(classes):
+            areas.append({**name, "class": label, **_bounded("auc", found, (s, len(FIGURES) + k))})
+    return rows, areas
+
+
+def _bounded(name: str, found: Interval, place: tuple[int, int]) -> dict[str, float]:
+    parts = {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
+    return {key: float(value[place]) for key, value in parts.items()}
+
+
+def compare(
+    names: Sequence[str], probabilities: np.ndarray, y: np.ndarray, clusters: np.ndarray, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Differences of the areas of every two of S classifiers ``(S, N, K)``: DeLong's test, Holm over all of the rows.
+
+    Of two classes only the second is compared, for the first gives the same. A class that too few independent units
+    have is left out.
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    rows = []
+    for k, label in list(enumerate(classes))[1 if len(classes) == 2 else 0 :]:
+        try:
+            found = delong_clustered(probabilities[:, :, k], y == k, clusters)
+        except ValueError:
+            continue
+        for a, b in combinations(range(len(names)), 2):
+            delta, low, high, p = found.difference(a, b)
+            row = {"features": names[a], "compared_with": names[b], "class": label, "difference": delta}
+            rows.append({**row, "difference_low": low, "difference_high": high, "p": p})
+    if rows:
+        for row, p in zip(rows, multipletests([row["p"] for row in rows], method="holm")[1], strict=True):
+            row["p_holm"] = float(p)
+    return rows
+
+
+def kappa(a: np.ndarray, b: np.ndarray, n_classes: int) -> float:
+    """Cohen's kappa of two decisions ``(N,)`` (codes); NaN if both always say the same one class."""
+    table = np.bincount(a * n_classes + b, minlength=n_classes**2).reshape(n_classes, n_classes) / len(a)
+    chance = table.sum(1) @ table.sum(0)
+    return float((np.trace(table) - chance) / (1 - chance)) if chance < 1 else float("nan")
+
+
+def agreement(a: np.ndarray, b: np.ndarray, clusters: np.ndarray, n_classes: int, n: int, seed: int) -> dict[str, Any]:
+    """Share of people with the same decision and Cohen's kappa, with 95 % intervals."""
+
+    def statistic(i: np.ndarray) -> np.ndarray:
+        return np.array([[np.mean(a[i] == b[i]), kappa(a[i], b[i], n_classes)]])
+
+    found = bootstrap(statistic, clusters, n, seed=seed)
+    return _bounded("same", found, (0, 0)) | _bounded("kappa", found, (0, 1))
