@@ -37,6 +37,10 @@ PATTERNS: dict[str, str] = {
     "citation": "logs/CITATION.{extension}",
     "group_regions": "group_desc-synthMean_regions.tsv",
     "status": "status.tsv",
+    "group_report": "group.html",
+    "group_table": "group/{table}.tsv",
+    "group_figure": "group/figures/{desc}.{extension}",
+    "comparison": "group/work/{label}_trc-{tracer}_comparison.json",
     # raw data, written by the simulation only
     "raw_t1w": "{folder}/anat/{label}_rec-{rec}_T1w.nii.gz",
     "raw_pet": "{folder}/pet/{label}_trc-{tracer}_rec-{rec}_pet.nii.gz",

@@ -166,7 +166,7 @@ def _read_json(path: Path) -> dict:
     return found
 
 
-def _verified(folder: Path) -> dict:
+def verified(folder: Path) -> dict:
     """``model.json`` after checks of the folder, the format version and every file's checksum."""
     if not folder.is_dir():
         raise ModelError(f"There is no model folder {folder}; check the path.")
@@ -221,7 +221,7 @@ def training_ranges(folder: Path, weights_sha256: str) -> dict[str, dict[str, di
     """
     if not (Path(folder) / "regions.tsv").is_file():
         return {}
-    about = _verified(Path(folder))
+    about = verified(Path(folder))
     if _weights_sum(about["sha256"]) != weights_sha256 or "regions.tsv" not in about["sha256"]:
         return {}
     ranges: dict[str, dict[str, dict[str, str]]] = {}
@@ -267,7 +267,7 @@ def load_model(folder: Path) -> Model:
         If something is missing, damaged, from a newer version, or recipe and weights do not match.
     """
     folder = Path(folder)
-    about = _verified(folder)
+    about = verified(folder)
     recipe = parse_recipe((folder / "recipe.toml").read_text(encoding="utf-8"), str(folder / "recipe.toml"))
     calibration = _read_json(folder / "calibration.json")
     try:

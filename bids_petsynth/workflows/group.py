@@ -1,0 +1,188 @@
+"""The group level, step by step: read the outputs, compare with real PET, write tables and the report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bids_petsynth.bids.sink import check_writable, write_bytes
+from bids_petsynth.errors import UsageError
+from bids_petsynth.evaluation.cohort import Cohort, read_cohort
+from bids_petsynth.evaluation.groups import groups
+from bids_petsynth.types import Case
+
+STATE = Path("group", "work", "state.txt")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for; names are those of the options."""
+
+    bids_dir: Path
+    out_dir: Path
+    participants: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    filter_file: Path | None = None
+    derivatives: Mapping[str, Path] = field(default_factory=dict)
+    mapping: Path | None = None
+    model: Path | None = None
+    group_columns: tuple[str, ...] = ()
+    cluster_column: str | None = None
+    window_min: tuple[float, float] | None = None
+    fwhm: float | None = None
+    max_gap: int = 365
+    nprocs: int = 1
+    seed: int = 0
+    command: str = ""
+
+
+def run(plan: Plan) -> int:
+    """Do it; returns the exit code.
+
+    Raises
+    ------
+    UsageError
+        If the dataset or the output folder is unusable, or a column or model does not exist.
+    """
+    from bids_petsynth import __version__
+    from bids_petsynth.bids.dataset import write_dataset_files
+    from bids_petsynth.bids.index import participant_labels
+    from bids_petsynth.reports.group import state_of
+
+    participant_labels(plan.bids_dir, plan.participants or None)
+    if not plan.out_dir.is_dir():
+        raise UsageError(
+            f"There is no output folder {plan.out_dir}: run the level participant first, or name its folder."
+        )
+    check_writable(plan.out_dir)
+    settings = {**asdict(plan), "nprocs": 0, "command": "", "version": __version__}
+    report = plan.out_dir / "group.html"
+    state = state_of(_inputs(plan), settings)
+    note = plan.out_dir / STATE
+    if report.is_file() and note.is_file() and note.read_text() == state:
+        print(f"Nothing has changed: {report} is up to date.")
+        return 0
+    write_dataset_files(plan.out_dir, plan.bids_dir, __version__, plan.derivatives)
+    sentences = _work(plan)
+    write_bytes(note, state.encode())
+    for sentence in sentences:
+        print(sentence)
+    print(f"{report} written.")
+    return 0
+
+
+def _inputs(plan: Plan) -> list[Path]:
+    """Every file that the report depends on, by its name."""
+    found = [*plan.bids_dir.glob("*.tsv"), *plan.bids_dir.glob("*.json"), *(plan.bids_dir / "phenotype").glob("*")]
+    for root in (plan.bids_dir, *plan.derivatives.values()):
+        for person in Path(root).glob("sub-*"):
+            found += [
+                p
+                for p in person.rglob("*")
+                if p.suffix in (".json", ".tsv") or "_pet.nii" in p.name or "_T1w.nii" in p.name
+            ]
+    found += plan.out_dir.glob("logs/status/*.json")
+    found += [p for p in plan.out_dir.glob("sub-*/**/*") if p.suffix in (".json", ".tsv")]
+    found += [path for path in (plan.filter_file, plan.mapping) if path]
+    found += [plan.model / "model.json"] if plan.model else []
+    return found
+
+
+def _work(plan: Plan) -> list[str]:
+    """Read, compare, write; sentences for the user."""
+    from bids_petsynth.bids.index import find_cases, read_filter_file
+    from bids_petsynth.clinical.mapping import read_mapping
+    from bids_petsynth.reports.cohort_sections import cohort_sections
+    from bids_petsynth.reports.content import read_participant
+    from bids_petsynth.reports.group import write_group
+    from bids_petsynth.reports.participant import report_path
+
+    filters = read_filter_file(plan.filter_file) if plan.filter_file else None
+    cases = find_cases(plan.bids_dir, plan.participants or None, plan.sessions or None, filters, {})
+    labels = sorted({case.participant for case in cases})
+    chosen = {(case.participant, case.session) for case in cases}
+    scans = [s for label in labels for s in read_participant(plan.out_dir, label)]
+    scans = [s for s in scans if not plan.sessions or (s.case.participant, s.case.session) in chosen]
+    mapping = read_mapping(plan.mapping) if plan.mapping else None
+    cohort = read_cohort(plan.out_dir, plan.bids_dir, scans, cases, mapping, is_simulated(plan.bids_dir))
+    groupings = groups(cohort, plan.group_columns)
+    sections = cohort_sections(cohort, groupings, model_inputs(plan.model))
+    reports = {f"sub-{label}": report_path(label) for label in labels if (plan.out_dir / report_path(label)).is_file()}
+    write_group(
+        plan.out_dir,
+        sections,
+        facts(cohort, cases, plan),
+        reports,
+        cohort.demonstration,
+        cohort.simulated,
+        {"Synthetic": True, "DemonstrationModel": cohort.demonstration, "SimulatedDataset": cohort.simulated},
+    )
+    return [sentence for section in sections[:1] for sentence in section.sentences[:2]]
+
+
+def say(line: str) -> None:
+    """Tell the user how far it is."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def is_simulated(bids_dir: Path) -> bool:
+    """Whether the dataset says that ``simulate`` or ``bids-petsynth-example`` made it."""
+    from bids_petsynth.bids.tables import read_json
+
+    try:
+        about = read_json(bids_dir / "dataset_description.json")
+    except ValueError:
+        return False
+    makers = about.get("GeneratedBy")
+    makers = makers if isinstance(makers, list) else []
+    names = [str(maker.get("Name", "")) for maker in makers if isinstance(maker, dict)]
+    return any(name.replace("_", "-").startswith("bids-petsynth") for name in names)
+
+
+def model_inputs(folder: Path | None) -> Mapping[str, Mapping[str, float]]:
+    """Variables of a model (the built-in one if None) with mean and SD of the people that it was trained on."""
+    from bids_petsynth.models.folder import verified
+    from bids_petsynth.tables import data_path
+
+    return verified(folder or data_path("models", "petsynth-demo")).get("variables", {})
+
+
+def facts(cohort: Cohort, cases: list[Case], plan: Plan) -> list[tuple[str, str]]:
+    """What stands at the top of the report."""
+    from bids_petsynth import __version__
+
+    models = [f"{m.get('Name', '?')} {m.get('Version', '')}".strip() for m in cohort.models]
+    people = len({case.participant for case in cases})
+    done = cohort.synthetic.index.get_level_values("participant_id").nunique() if len(cohort.synthetic) else 0
+    return [
+        ("participants in the dataset", str(people)),
+        ("with synthetic PET", str(done)),
+        ("tracers", ", ".join(cohort.tracers) or "none"),
+        ("model", ", ".join(dict.fromkeys(models)) or "none"),
+        ("bids-petsynth", __version__),
+        ("made", pd.Timestamp.now().strftime("%Y-%m-%d")),
+    ]
+
+
+def clusters_of(cohort: Cohort, column: str | None) -> pd.Series:
+    """The independent unit of every scan: the participant, or what a column says.
+
+    Raises
+    ------
+    UsageError
+        If the dataset has no such column.
+    """
+    people = pd.Series(cohort.anatomy.index.get_level_values("participant_id"), index=cohort.anatomy.index)
+    if column is None and cohort.simulated and "head" in cohort.columns:
+        column = "head"
+    if column is None:
+        return people
+    if column not in cohort.columns:
+        raise UsageError(f"The dataset has no column {column}; correct --cluster-column.")
+    text = cohort.columns[column]
+    return text.where(text != "", people)
