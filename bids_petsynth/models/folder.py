@@ -41,6 +41,8 @@ class Model:
         Names of the heads that it was trained on.
     ranges
         Rows of ``regions.tsv`` (see :func:`training_ranges`); empty in a loaded model, which does without them.
+    surface
+        Content of ``surface.safetensors`` (see ``evaluation.normative``); empty in a loaded model.
     demonstration
         True if it was trained on simulated PET.
     weights_sha256, fingerprint
@@ -61,6 +63,7 @@ class Model:
     demonstration: bool = False
     spread: Mapping[str, float] = field(default_factory=dict)
     ranges: tuple[Mapping[str, str], ...] = ()
+    surface: bytes = b""
     card: str = ""
     weights_sha256: str = ""
     fingerprint: str = ""
@@ -125,6 +128,10 @@ def save_model(model: Model, folder: Path) -> None:
     if model.ranges:
         _write_ranges(folder / "regions.tsv", model.ranges)
         names.append("regions.tsv")
+    (folder / "surface.safetensors").unlink(missing_ok=True)
+    if model.surface:
+        (folder / "surface.safetensors").write_bytes(model.surface)
+        names.append("surface.safetensors")
     about = {
         "format": FORMAT,
         "name": model.recipe.name,
@@ -197,6 +204,20 @@ def verified(folder: Path) -> dict:
         if _sha256(path) != expected:
             raise ModelError(f"{path} is damaged or was changed (its checksum differs); copy the model folder again.")
     return about
+
+
+def optional_file(folder: Path, name: str, weights_sha256: str) -> Path | None:
+    """A file of a model folder that not every model has; None if it is not there or belongs to other weights.
+
+    Raises
+    ------
+    ModelError
+        If the file is there but the folder is incomplete or damaged.
+    """
+    if not (folder / name).is_file():
+        return None
+    sums = _verified(folder)["sha256"]
+    return folder / name if _weights_sum(sums) == weights_sha256 and name in sums else None
 
 
 def training_ranges(folder: Path, weights_sha256: str) -> dict[str, dict[str, dict[str, str]]]:
