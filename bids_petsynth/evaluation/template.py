@@ -2,8 +2,8 @@
 
 Centroids of the labelled regions are landmarks; the map through them bends as little as it can (a thin plate in three
 dimensions). Linear scaling followed by a warp through landmarks is also how 3D-SSP standardises (Minoshima 1994, J Nucl
-Med 35:1528). It takes a tenth of a second; a registration of the images (:mod:`bids_petsynth.anatomy.registration`) is finer
-and a hundred times slower.
+Med 35:1528). It takes a tenth of a second; a registration of the images (:mod:`bids_petsynth.anatomy.registration`) is
+finer and a hundred times slower.
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ def optional_file(folder: Path, name: str, weights_sha256: str) -> Path | None:
     """
     if not (folder / name).is_file():
         return None
-    sums = _verified(folder)["sha256"]
+    sums = verified(folder)["sha256"]
     return folder / name if _weights_sum(sums) == weights_sha256 and name in sums else None
 
 
@@ -240,13 +240,11 @@ def training_ranges(folder: Path, weights_sha256: str) -> dict[str, dict[str, di
     ModelError
         If the folder has such a table but is incomplete or damaged.
     """
-    if not (Path(folder) / "regions.tsv").is_file():
-        return {}
-    about = verified(Path(folder))
-    if _weights_sum(about["sha256"]) != weights_sha256 or "regions.tsv" not in about["sha256"]:
+    path = optional_file(Path(folder), "regions.tsv", weights_sha256)
+    if path is None:
         return {}
     ranges: dict[str, dict[str, dict[str, str]]] = {}
-    with (Path(folder) / "regions.tsv").open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file, delimiter="\t"):
             ranges.setdefault(row["tracer"], {})[row["name"]] = row
     return ranges
