@@ -162,7 +162,8 @@ def svg(canvas) -> bytes:
     return out.getvalue().replace(b"'DejaVu Sans'", b"'DejaVu Sans', Verdana, Arial, sans-serif")
 
 
-def _bare(axes, background: str) -> None:
+def bare(axes, background: str) -> None:
+    """Take ticks and frame off."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_facecolor(background)
@@ -186,7 +187,7 @@ def contours(scene: Upright) -> Figure:
     canvas.subplots_adjust(0.005, 0.05, 0.995, 0.995)
     for row, axis in zip(grid, (2, 1, 0), strict=True):
         for axes, index in zip(row, scene.slices(axis, count), strict=True):
-            _bare(axes, "black")
+            bare(axes, "black")
             axes.imshow(_cut(scene.t1w, axis, index), cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
             for name, (colour, _) in OUTLINES.items():
                 mask = _cut(masks[name], axis, index)
@@ -254,17 +255,17 @@ def _three(scene: Upright, volume: np.ndarray, window: tuple[float, float, str],
     *grid, bar = canvas.subplots(1, 4, gridspec_kw={"width_ratios": extents, "wspace": 0.02})
     canvas.subplots_adjust(0.005, 0.02, 0.94, 0.98)
     for axes, axis in zip(grid, (2, 1, 0), strict=True):
-        _bare(axes, "black" if dark else "white")
+        bare(axes, "black" if dark else "white")
         picture = axes.imshow(
             _cut(volume, axis, scene.centre[axis]), cmap=colours, vmin=low, vmax=high, interpolation="bilinear"
         )
         if axis != 0:
             _sides(axes, ink)
-    _bar(canvas, bar, picture, label, ink)
+    colour_bar(canvas, bar, picture, label, ink)
     return Figure(about.desc, jpeg(canvas, 110), about.alt, about.caption)
 
 
-def _bar(canvas, axes, picture, label: str, ink: str) -> None:
+def colour_bar(canvas, axes, picture, label: str, ink: str) -> None:
     """A colour bar with its unit."""
     axes.set_axis_off()
     bar = canvas.colorbar(picture, cax=axes.inset_axes([0.1, 0.08, 0.3, 0.84]))
@@ -286,7 +287,7 @@ def mosaic(scene: Upright, pet: Pet) -> Figure:
     canvas.subplots_adjust(0.003, 0.005, 0.965, 0.995)
     shown = grid[:, :columns].ravel()
     for axes, index in zip(shown, scene.slices(2, rows * columns), strict=True):
-        _bare(axes, "black")
+        bare(axes, "black")
         axes.imshow(_cut(scene.t1w, 2, index), cmap="gray", vmin=0, vmax=1.2, interpolation="bilinear")
         over = np.where(_cut(scene.labels, 2, index) > 0, _cut(mean, 2, index), np.nan)
         colours = display_of(pet.tracer).overlay
@@ -294,7 +295,7 @@ def mosaic(scene: Upright, pet: Pet) -> Figure:
     _sides(shown[0], "white")
     for axes in grid[1:, columns]:
         axes.set_axis_off()
-    _bar(canvas, grid[0, columns], picture, "", "white")
+    colour_bar(canvas, grid[0, columns], picture, "", "white")
     grid[0, columns].set_position([0.935, 0.1, 0.05, 0.8])
     grid[0, columns].text(0.1, 0.97, "SUVR", color="white", transform=grid[0, columns].transAxes)
     alt = (
