@@ -119,7 +119,8 @@ def template_surface() -> Surface:
 
     spacing = float(setting("spacing"))
     grid = template_grid(tuple(int(extent // spacing) for extent in (210, 246, 210)), spacing)
-    maps = [load(resolution=2) for load in (load_mni152_gm_template, load_mni152_wm_template)]
+    # 1 mm is their own resolution: nothing is resampled
+    maps = [load(resolution=1) for load in (load_mni152_gm_template, load_mni152_wm_template)]
     data = sum(image.get_fdata(dtype=np.float32) for image in maps)
     tissue = resample(Volume(data, maps[0].affine), grid, 1) > 0.5
     reach = ndimage.distance_transform_edt(~tissue, spacing) <= float(setting("closing"))

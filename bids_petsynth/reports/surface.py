@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 
 import numpy as np
 from scipy import ndimage
@@ -40,20 +41,24 @@ class View:
     marks: tuple[str, str]
 
 
-#: In the order of 3D-SSP's pictures.
+#: In the order in which they are drawn.
 VIEWS = (
     View("right lateral", 0, 1, 1, (1, 1), (2, 1), ("P", "A")),
     View("left lateral", 0, -1, 0, (1, -1), (2, 1), ("A", "P")),
+    View("right medial", 0, -1, 1, (1, -1), (2, 1), ("A", "P")),
+    View("left medial", 0, 1, 0, (1, 1), (2, 1), ("P", "A")),
     View("superior", 2, 1, None, (0, 1), (1, 1), ("L", "R")),
     View("inferior", 2, -1, None, (0, -1), (1, 1), ("R", "L")),
     View("anterior", 1, 1, None, (0, -1), (2, 1), ("R", "L")),
     View("posterior", 1, -1, None, (0, 1), (2, 1), ("L", "R")),
-    View("right medial", 0, -1, 1, (1, -1), (2, 1), ("A", "P")),
-    View("left medial", 0, 1, 0, (1, 1), (2, 1), ("P", "A")),
 )
 #: Pixel of a view in mm, points that a pixel takes its value from, and the reach of their weights in mm.
 PIXEL, _NEIGHBOURS, _REACH = 1.5, 6, 3.0
 _GREY = 0.78
+#: Room beside a view as a share of the tallest one's height, and of the picture's width that the views have.
+_MARGIN, _ACROSS = 0.08, 0.88
+#: A voxel back and forth along each axis, for central differences.
+_STEPS = np.array([sign * np.eye(3, dtype=int)[axis] for axis in range(3) for sign in (-1, 1)])[..., None]
 
 
 @dataclass(frozen=True)
@@ -86,25 +91,32 @@ class Picture:
         return out
 
 
-def look(surface: Surface, view: View) -> Picture:
-    """Follow parallel rays from the eye to the surface."""
+def _finer(surface: Surface) -> dict[int | None, tuple[np.ndarray, np.ndarray]]:
+    """Fields of the left half, the right half and the whole in voxels of a pixel, and them smoothed, for normals."""
+    zoom = np.diag(surface.grid.affine)[:3] / PIXEL
+    halves = [ndimage.zoom(half, zoom, order=1, grid_mode=True, mode="grid-constant") for half in surface.halves]
+    fields = {0: halves[0], 1: halves[1], None: halves[0] + halves[1]}
+    return {half: (field, ndimage.gaussian_filter(field, 1.0)) for half, field in fields.items()}
+
+
+def look(surface: Surface, view: View, fields: Mapping[int | None, tuple[np.ndarray, np.ndarray]]) -> Picture:
+    """Follow parallel rays from the eye to the surface, through the fields of :func:`_finer`."""
     from scipy.spatial import cKDTree
 
     grid = surface.grid
     spacing = np.diag(grid.affine)[:3]
-    field = surface.halves.sum(0) if view.half is None else surface.halves[view.half]
-    # on pixels, the eye at the end of the first axis
-    zoom = spacing / PIXEL
-    field = ndimage.zoom(field, zoom, order=1, grid_mode=True, mode="grid-constant")
+    field, smooth = fields[view.half]
+    # the eye at the end of the first axis
     order = (view.axis, view.up[0], view.right[0])
-    rays = field.transpose(order)[:: -view.towards, :: -view.up[1], :: view.right[1]]
-    inside = rays >= 0.5
+    turned = (slice(None, None, -view.towards), slice(None, None, -view.up[1]), slice(None, None, view.right[1]))
+    inside = field.transpose(order)[turned] >= 0.5
     first = inside.argmax(0)
     seen = inside.any(0)
-    slope = np.stack(np.gradient(ndimage.gaussian_filter(rays, 1.0)))
     row, column = np.nonzero(seen)
     hit = np.stack([first[seen], row, column])
-    normal = slope[:, hit[0], hit[1], hit[2]]
+    rays = smooth.transpose(order)[turned]
+    near_edge = [np.clip(hit + step, 0, np.array(rays.shape)[:, None] - 1) for step in _STEPS]
+    normal = np.stack([rays[tuple(b)] - rays[tuple(a)] for a, b in zip(near_edge[::2], near_edge[1::2], strict=True)])
     facing = normal[0] / np.maximum(np.linalg.norm(normal, axis=0), 1e-9)
     shade = np.zeros(seen.shape)
     shade[seen] = np.clip(facing, 0, 1)
@@ -112,7 +124,7 @@ def look(surface: Surface, view: View) -> Picture:
     for axis, place, ascending in zip(order, hit, (view.towards < 0, view.up[1] < 0, view.right[1] > 0), strict=True):
         index[axis] = place if ascending else field.shape[axis] - 1 - place
     # the centre of the first pixel lies half a pixel inside the first voxel's edge
-    where = grid.affine[:3, 3] - spacing / 2 + (index.T + 0.5) * spacing / zoom * (zoom * grid.shape / field.shape)
+    where = grid.affine[:3, 3] - spacing / 2 + (index.T + 0.5) * spacing * grid.shape / field.shape
     eye = np.zeros(3)
     eye[view.axis] = view.towards
     # a thin part must not take its colour from its far side
@@ -127,12 +139,15 @@ def look(surface: Surface, view: View) -> Picture:
 
 @cache
 def _template_looks() -> tuple[Picture, ...]:
-    return tuple(look(template_surface(), view) for view in VIEWS)
+    return looks(template_surface())
 
 
 def looks(surface: Surface | None = None) -> tuple[Picture, ...]:
     """A surface in every view; that of the template if None, which is looked at once."""
-    return _template_looks() if surface is None else tuple(look(surface, view) for view in VIEWS)
+    if surface is None:
+        return _template_looks()
+    fields = _finer(surface)
+    return tuple(look(surface, view, fields) for view in VIEWS)
 
 
 def _painted(picture: Picture, values: np.ndarray, colours, low: float, high: float, shown: float) -> np.ndarray:
@@ -181,43 +196,53 @@ def surface_figure(
     """
     import matplotlib
 
-    low, high = window
     chosen = [(view, picture) for view, picture in zip(VIEWS, looks(surface), strict=True) if view.name in views]
-    sizes = [picture.seen.any(0).sum() for _, picture in chosen]
+    # one set of values may take two rows, so that each view is larger
+    columns = len(chosen) if len(rows) > 1 else (len(chosen) + 1) // 2
     tallest = max(picture.seen.any(1).sum() for _, picture in chosen)
-    width = 13.0
-    across = sum(sizes) + 0.22 * tallest * len(chosen)
-    height = 1.04 * tallest * width * 0.86 / across
-    canvas = new_canvas(width, height * len(rows) + 0.5)
+    widths = [picture.seen.any(0).sum() + 2 * _MARGIN * tallest for _, picture in chosen]
+    widths = [max(widths[place::columns]) for place in range(columns)]
+    lines = [
+        (name, values, chosen[at : at + columns]) for name, values in rows.items() for at in _starts(chosen, columns)
+    ]
+    width, bottom = 13.0, 0.12
+    # a line has room for its tallest view and the names above it
+    each = width * _ACROSS * tallest / sum(widths) + 0.28
+    height = each * len(lines) + bottom
+    canvas = new_canvas(width, height)
     canvas.set_facecolor("white")
-    ratios = [size + 0.22 * tallest for size in sizes]
-    grid = canvas.subplots(
-        len(rows), len(chosen), squeeze=False, gridspec_kw={"wspace": 0, "hspace": 0.03, "width_ratios": ratios}
-    )
-    top = 1 - 0.3 / (height * len(rows) + 0.5)
-    canvas.subplots_adjust(0.065, 0.03, 0.93, top)
+    grid = canvas.subplots(len(lines), columns, squeeze=False, gridspec_kw={"wspace": 0, "width_ratios": widths})
+    canvas.subplots_adjust(0.04, bottom / height, 0.04 + _ACROSS, 1 - 0.28 / height, hspace=0.28 / (each - 0.28))
     palette = matplotlib.colormaps[colours]
-    for axes_row, (name, values) in zip(grid, rows.items(), strict=True):
-        for axes, (view, picture) in zip(axes_row, chosen, strict=True):
+    for axes_row, (name, values, part) in zip(grid, lines, strict=True):
+        for axes, extent, seen in zip_longest(axes_row, widths, part):
             bare(axes, "white")
-            image = _painted(picture, values, palette, low, high, shown)
-            up, across_ = np.flatnonzero(picture.seen.any(1)), np.flatnonzero(picture.seen.any(0))
-            axes.imshow(image[up[0] : up[-1] + 1, across_[0] : across_[-1] + 1], interpolation="bilinear")
-            middle, half = len(up) / 2, tallest / 2
-            margin = 0.11 * tallest
-            axes.set(xlim=(-margin, len(across_) + margin), ylim=(middle + half, middle - half))
-            for x, mark, align in ((0.01, view.marks[0], "left"), (0.99, view.marks[1], "right")):
-                axes.text(x, 0.03, mark, transform=axes.transAxes, ha=align, va="bottom", fontsize=8)
-            if axes_row is grid[0]:
-                axes.set_title(view.name, fontsize=9, pad=3)
+            if seen is not None:
+                _draw(axes, *seen, _painted(seen[1], values, palette, *window, shown), extent, tallest)
         if name:
-            axes_row[0].text(
-                -0.06, 0.5, name, transform=axes_row[0].transAxes, rotation=90, ha="right", va="center", fontsize=9
-            )
-    bar = canvas.add_axes((0.93, 0.08, 0.07, 0.8))
-    picture = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), palette)
+            where = {"transform": axes_row[0].transAxes, "rotation": 90, "ha": "right", "va": "center"}
+            axes_row[0].text(-0.02, 0.5, name, fontsize=10, **where)
+    bar = canvas.add_axes((0.92, 0.1, 0.08, 0.8))
+    picture = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(*window), palette)
     colour_bar(canvas, bar, picture, label, "#222222")
     return Figure(about.desc, jpeg(canvas, 110), about.alt, about.caption)
+
+
+def _starts(chosen: Sequence, columns: int) -> range:
+    return range(0, len(chosen), columns)
+
+
+def _draw(axes, view: View, picture: Picture, image: np.ndarray, extent: float, tallest: int) -> None:
+    """One view, centred, all at the same scale, with its name and what lies at its edges."""
+    rows, columns = (np.flatnonzero(picture.seen.any(axis)) for axis in (1, 0))
+    image = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    axes.imshow(image, interpolation="bilinear")
+    middle, centre = len(rows) / 2 - 0.5, len(columns) / 2 - 0.5
+    axes.set(xlim=(centre - extent / 2, centre + extent / 2), ylim=(middle + tallest / 2, middle - tallest / 2))
+    axes.set_title(view.name, fontsize=10, pad=3)
+    for side, mark in zip((-1, 1), view.marks, strict=True):
+        place = centre + side * (len(columns) / 2 + _MARGIN * tallest / 2)
+        axes.text(place, middle, mark, ha="center", va="center", fontsize=9, color="#444444")
 
 
 def z_figure(rows: Mapping[str, np.ndarray], normative: Normative, synthetic: str = "") -> Figure:
@@ -242,7 +267,7 @@ def z_figure(rows: Mapping[str, np.ndarray], normative: Normative, synthetic: st
         f"inwards; positive: more uptake than they have; grey: between -{shown:g} and {shown:g}, or no cortex)."
     )
     alt = (
-        f"Eight views of the brain's surface in colour, orange for more and blue for less {normative.tracer} uptake than "
+        f"Eight views of the brain's surface in colour: orange has more and purple less {normative.tracer} uptake than "
         f"the normative set. {'; '.join(parts)}."
     )
     about = Figure("surface", b"", alt, caption)
