@@ -86,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     from bids_petsynth.bids.sink import check_writable, hash_settings, tsv_text, write_bytes
     from bids_petsynth.models.recipe import load_recipe
     from bids_petsynth.models.synthesizer import choose_device
+    from bids_petsynth.pet.tracers import canonical
     from bids_petsynth.training import generator
     from bids_petsynth.training.real import split_people
     from bids_petsynth.training.site import Preparation, SiteGround, describe, prepare
@@ -159,16 +160,6 @@ def start_over_if_changed(working: Path, key: str) -> bool:
     working.mkdir(parents=True, exist_ok=True)
     note.write_text(key)
     return bool(there)
-
-
-def canonical(name: str) -> str:
-    """A tracer's name in the table of tracers, or as it is."""
-    from bids_petsynth.pet.tracers import tracer
-
-    try:
-        return tracer(name).name
-    except UsageError:
-        return name
 
 
 def _filters(path: Path | None) -> dict | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from bids_petsynth.clinical.variables import variables
 from bids_petsynth.evaluation import view
-from bids_petsynth.evaluation.cohort import PET, SCAN, WAITING, Cohort
+from bids_petsynth.evaluation.cohort import SCAN, WAITING, Cohort
 from bids_petsynth.evaluation.findings import Section, Table
 from bids_petsynth.evaluation.groups import numbers
 from bids_petsynth.pet.tracers import default_cutoff, tracer

@@ -191,9 +191,7 @@ def _heading(table: str, column: str) -> dict[str, str]:
 
 def _shown_cell(column: str, value: Any, reports: Mapping[str, Path]) -> dict[str, Any]:
     number = None
-    if isinstance(value, bool):
-        text = "yes" if value else "no"
-    elif hasattr(value, "dtype") and value.dtype == bool:
+    if isinstance(value, bool) or hasattr(value, "dtype") and value.dtype == bool:
         text = "yes" if value else "no"
     elif isinstance(value, int | float) or hasattr(value, "dtype"):
         number = float(value) if math.isfinite(float(value)) else None

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from bids_petsynth.bids.sink import check_writable, write_bytes
 from bids_petsynth.errors import UsageError
-from bids_petsynth.evaluation.cohort import Cohort, read_cohort
+from bids_petsynth.evaluation.cohort import PET, Cohort, read_cohort
+from bids_petsynth.evaluation.findings import Section
 from bids_petsynth.evaluation.groups import groups
 from bids_petsynth.types import Case
+
+if TYPE_CHECKING:
+    from bids_petsynth.bids.pets import Pair
+    from bids_petsynth.reports.content import Pet
+    from bids_petsynth.workflows.comparisons import Outcome
 
 STATE = Path("group", "work", "state.txt")
 
@@ -111,7 +117,9 @@ def _work(plan: Plan) -> list[str]:
     mapping = read_mapping(plan.mapping) if plan.mapping else None
     cohort = read_cohort(plan.out_dir, plan.bids_dir, scans, cases, mapping, is_simulated(plan.bids_dir))
     groupings = groups(cohort, plan.group_columns)
+    clusters = clusters_of(cohort, plan.cluster_column)
     sections = cohort_sections(cohort, groupings, model_inputs(plan.model))
+    sections += _with_real_pet(plan, cohort, cases, scans, filters, groupings, clusters)
     reports = {f"sub-{label}": report_path(label) for label in labels if (plan.out_dir / report_path(label)).is_file()}
     write_group(
         plan.out_dir,
@@ -123,6 +131,68 @@ def _work(plan: Plan) -> list[str]:
         {"Synthetic": True, "DemonstrationModel": cohort.demonstration, "SimulatedDataset": cohort.simulated},
     )
     return [sentence for section in sections[:1] for sentence in section.sentences[:2]]
+
+
+def _with_real_pet(plan, cohort, cases, scans, filters, groupings, clusters) -> list[Section]:
+    """The comparisons, and the sections that show them."""
+    from bids_petsynth.bids.pets import find_pets, pair
+    from bids_petsynth.evaluation.pairs import tabulate
+    from bids_petsynth.pet.tracers import canonical
+    from bids_petsynth.reports import comparison_sections as parts
+    from bids_petsynth.workflows.comparisons import jobs, run_all
+
+    real = find_pets(
+        plan.bids_dir, plan.participants or None, plan.sessions or None, filters, plan.derivatives, canonical
+    )
+    todo, left = jobs(
+        scans,
+        pair(cases, real, plan.max_gap),
+        out_dir=plan.out_dir,
+        window_min=plan.window_min,
+        fwhm=plan.fwhm,
+        seed=plan.seed,
+    )
+    outcomes = run_all(todo, plan.nprocs, say)
+    found = {outcome.job.key: outcome.found for outcome in outcomes if outcome.found}
+    equations = {outcome.job.key[2]: equation_of(outcome.job.pet) for outcome in outcomes if outcome.found}
+    rest = [(one.job.pair, one.problem) for one in outcomes if one.problem]
+    tables = tabulate(cohort, found, clusters)
+    done = [parts.compared(cohort, pairs, equations[name], plan.seed) for name, pairs in tables.items()]
+    return [
+        parts.pairs_section(done, left_out([*left, *rest]), preparation(outcomes), cohort.simulated),
+        parts.image_section(done),
+        parts.regional_section(done),
+        parts.global_section(done),
+        parts.change_section(cohort, done),
+        parts.uncertainty_section(done, groupings),
+        parts.fairness_section(done, groupings),
+    ]
+
+
+def equation_of(pet: Pet) -> tuple[float, float] | None:
+    """Slope and intercept of the Centiloid that a synthetic scan has in its sidecar."""
+    equation = pet.centiloid.get("CentiloidEquation")
+    return (float(equation["Slope"]), float(equation["Intercept"])) if equation else None
+
+
+def left_out(rest: Sequence[tuple[Pair, str]]) -> pd.DataFrame:
+    """Real scans that could not be compared, with the reason."""
+    rows = [
+        (f"sub-{p.pet.participant}", f"ses-{p.pet.session}" if p.pet.session else "", p.pet.tracer, why)
+        for p, why in rest
+    ]
+    return pd.DataFrame(rows, columns=[*PET, "reason"])
+
+
+def preparation(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """Figures of how the real scans were prepared, with what is odd about each."""
+    rows = []
+    for one in outcomes:
+        if one.found:
+            gap = one.job.pair.gap_days
+            row = dict(zip(PET, one.job.key, strict=True)) | {"gap_days": float("nan") if gap is None else gap}
+            rows.append({**row, **one.found.quality, "notes": " ".join(one.found.notes)})
+    return pd.DataFrame(rows)
 
 
 def say(line: str) -> None:
