@@ -17,35 +17,38 @@ FIGURES = ("auc", "accuracy", "balanced_accuracy", "f1")
 
 
 def class_areas(probability: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """``(K,)`` areas under the ROC curve, each class against all others; NaN where one side is empty.
+    """``(..., K)`` areas under the ROC curve, each class against all others; NaN where one side is empty.
 
-    ``probability (N, K)``, ``y (N,)`` codes.
+    ``probability (..., N, K)``, ``y (N,)`` codes.
     """
-    own = y[:, None] == np.arange(probability.shape[1])
+    if probability.shape[-1] == 2:  # the first class's scores are those of the second, mirrored, but for rounding
+        probability = np.stack([-probability[..., 1], probability[..., 1]], axis=-1)
+    own = y[:, None] == np.arange(probability.shape[-1])
     m = own.sum(0)
     pairs = m * (len(y) - m)
-    wins = (stats.rankdata(probability, axis=0) * own).sum(0) - m * (m + 1) / 2
+    wins = (stats.rankdata(probability, axis=-2) * own).sum(-2) - m * (m + 1) / 2
     return wins / np.where(pairs > 0, pairs, np.nan)
 
 
 def figures(probability: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """``(4 + K,)``: the ``FIGURES`` of decisions for the most probable class, then the area of each class.
+    """``(S, 4 + K)``: the ``FIGURES`` of decisions for the most probable class, then the area of each class.
 
-    The AUC of more than two classes is the mean of the classes' areas; F1 is the mean over classes. What needs a class
-    of which nobody is there is NaN.
+    ``probability (S, N, K)`` of S classifiers, ``y (N,)`` codes. The AUC of more than two classes is the mean of the
+    classes' areas; F1 is the mean over classes. What needs a class of which nobody is there is NaN.
     """
-    k = probability.shape[1]
+    s, n, k = probability.shape
     areas = class_areas(probability, y)
-    confusion = np.bincount(y * k + probability.argmax(1), minlength=k * k).reshape(k, k)
-    right, there, said = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    cell = (np.arange(s)[:, None] * k + y) * k + probability.argmax(2)
+    confusion = np.bincount(cell.ravel(), minlength=s * k * k).reshape(s, k, k)
+    right, there, said = np.diagonal(confusion, axis1=1, axis2=2), confusion.sum(2), confusion.sum(1)
     recall = right / np.where(there > 0, there, np.nan)
     f1 = 2 * right / np.where(there > 0, there + said, np.nan)
-    return np.array([areas.mean(), right.sum() / len(y), recall.mean(), f1.mean(), *areas])
+    return np.column_stack([areas.mean(1), right.sum(1) / n, recall.mean(1), f1.mean(1), areas])
 
 
 def intervals(probabilities: np.ndarray, y: np.ndarray, clusters: np.ndarray, n: int, seed: int) -> Interval:
     """Figures ``(S, 4 + K)`` of S classifiers' ``(S, N, K)`` probabilities for the same people, with 95 % intervals."""
-    return bootstrap(lambda i: np.array([figures(p[i], y[i]) for p in probabilities]), clusters, n, seed=seed)
+    return bootstrap(lambda i: figures(probabilities[:, i], y[i]), clusters, n, seed=seed)
 
 
 def performance_rows(
@@ -102,11 +105,13 @@ def kappa(a: np.ndarray, b: np.ndarray, n_classes: int) -> float:
     return float((np.trace(table) - chance) / (1 - chance)) if chance < 1 else float("nan")
 
 
-def agreement(a: np.ndarray, b: np.ndarray, clusters: np.ndarray, n_classes: int, n: int, seed: int) -> dict[str, Any]:
-    """Share of people with the same decision and Cohen's kappa, with 95 % intervals."""
+def agreement(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], clusters: np.ndarray, n_classes: int, n: int, seed: int
+) -> list[dict[str, Any]]:
+    """Of each pair of decisions ``(N,)``: the share of people with the same, and Cohen's kappa, with 95 % intervals."""
 
     def statistic(i: np.ndarray) -> np.ndarray:
-        return np.array([[np.mean(a[i] == b[i]), kappa(a[i], b[i], n_classes)]])
+        return np.array([[np.mean(a[i] == b[i]), kappa(a[i], b[i], n_classes)] for a, b in pairs])
 
     found = bootstrap(statistic, clusters, n, seed=seed)
-    return _bounded("same", found, (0, 0)) | _bounded("kappa", found, (0, 1))
+    return [_bounded("same", found, (p, 0)) | _bounded("kappa", found, (p, 1)) for p in range(len(pairs))]

@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 
 from bids_petsynth.evaluation.classifier import KINDS, LOGISTIC, Classifier
-from bids_petsynth.evaluation.decisions import FIGURES, agreement, compare, intervals, performance_rows
+from bids_petsynth.evaluation.decisions import FIGURES, agreement, compare, figures, intervals, performance_rows
 from bids_petsynth.evaluation.folds import Table, fit
 from bids_petsynth.evaluation.leakage import single_columns
 from bids_petsynth.evaluation.statistics import bootstrap
 from bids_petsynth.evaluation.study import REAL, SYNTHETIC, Study, admit, combined, title
 
+#: Classifiers of real PET on real, of synthetic PET on synthetic.
+EACH = "each on its own"
 #: How features are rid of a variable that leaks, in the order of the table.
 AS_IS, DROPPED, CLEANED = "nothing", "the column", "the column, and its linear part in synthetic PET"
 
@@ -82,13 +84,12 @@ def diagnose(
         return Diagnosis(tables, tuple(sentences))
     study = study.planned(seeds, folds, seed)
     if len(study.plans[0]) < folds:
-        sentences.append(f"There are only {len(study.plans[0])} outer folds, for a class has no more independent units.")
+        sentences.append(
+            f"There are only {len(study.plans[0])} outer folds, for a class has no more independent units."
+        )
     wanted = combined(study.sources) if sets is None else [tuple(s) for s in sets if set(s) <= set(study.sources)]
     names = [{"features": title(s), "classifier": kind} for kind in kinds for s in wanted]
-    every = [
-        study.probabilities(Table(study.values(study.columns(sources))), kind) for kind in kinds for sources in wanted
-    ]
-    said = np.array(every)
+    said = np.array([study.probabilities(study.columns(sources), kind) for kind in kinds for sources in wanted])
     found = intervals(said, study.y, study.clusters, n_bootstrap, seed)
     rows, areas = performance_rows(names, found, study.y, study.clusters, study.classes)
     tables |= {"performance": pd.DataFrame(rows), "performance_by_class": pd.DataFrame(areas)}
@@ -118,21 +119,22 @@ def _between(study: Study, kinds: Sequence[str], n: int, seed: int) -> dict[str,
     if not shared:
         return {}
     x = {source: study.values([(source, name) for name in shared]) for source in (SYNTHETIC, REAL)}
-    ways = [(a, b) for a in (REAL, SYNTHETIC) for b in (REAL, SYNTHETIC)]
+    both = (REAL, SYNTHETIC)
+    ways = [(a, b) for a in both for b in both]
     names = [{"trained_on": a, "tested_on": b, "classifier": kind} for kind in kinds for a, b in ways]
-    said = np.array(
-        [study.probabilities(Table(x[name["trained_on"]], x[name["tested_on"]]), name["classifier"]) for name in names]
-    )
+    said = [study.judged(Table(x[a], tuple(x[b] for b in both)), kind) for kind in kinds for a in both]
+    said = np.concatenate(said)
     found = intervals(said, study.y, study.clusters, n, seed)
     rows, _ = performance_rows(names, found, study.y, study.clusters, study.classes)
-    agree = []
+    agree, pairs = [], []
     for kind, some in zip(kinds, np.split(said.argmax(2), len(kinds)), strict=True):
         decided = dict(zip(ways, some, strict=True))
-        for trained in (REAL, SYNTHETIC, "each on its own"):
-            pair = [decided[source if trained not in x else trained, source] for source in (REAL, SYNTHETIC)]
-            figures = agreement(*pair, study.clusters, len(study.classes), n, seed)
-            agree.append({"trained_on": trained, "classifier": kind, "people": len(study.y), **figures})
-    return {"transfer": pd.DataFrame(rows), "agreement": pd.DataFrame(agree)}
+        for trained in (*both, EACH):
+            agree.append({"trained_on": trained, "classifier": kind, "people": len(study.y)})
+            pairs.append(tuple(decided[source if trained == EACH else trained, source] for source in both))
+    found_agreement = agreement(pairs, study.clusters, len(study.classes), n, seed)
+    table = [{**name, **row} for name, row in zip(agree, found_agreement, strict=True)]
+    return {"transfer": pd.DataFrame(rows), "agreement": pd.DataFrame(table)}
 
 
 def _leakage(
@@ -180,7 +182,7 @@ def _without(
             if manner == CLEANED:
                 table = replace(table, nuisance=nuisance, cleaned=synthetic)
             names.append({"features": title(sources), "taken_out": manner, "classifier": LOGISTIC})
-            said.append(study.probabilities(table, LOGISTIC))
+            said.append(study.judged(table, LOGISTIC)[0])
     found = intervals(np.array(said), study.y, study.clusters, n, seed)
     return pd.DataFrame(performance_rows(names, found, study.y, study.clusters, study.classes)[0])
 
@@ -194,21 +196,24 @@ def _sensitivity(
 ) -> pd.DataFrame:
     """Loss of the figures when one clinical variable is left out of the features (logistic regression)."""
     sets = [s for s in wanted if any(name in held for _, name in study.columns(s))]
-    names, pairs = [], []
+    names, said, whole = [], [], []
     for sources in sets:
-        whole = study.probabilities(Table(study.values(study.columns(sources))), LOGISTIC)
+        columns = study.columns(sources)
+        said.append(study.probabilities(columns, LOGISTIC))
+        at = len(said) - 1
         for name in held:
-            columns = study.columns(sources, [name])
-            if not columns or len(columns) == len(study.columns(sources)):
-                continue
-            names.append({"features": title(sources), "left_out": name})
-            pairs.append((whole, study.probabilities(Table(study.values(columns)), LOGISTIC)))
+            rest = study.columns(sources, [name])
+            if rest and len(rest) < len(columns):
+                names.append({"features": title(sources), "left_out": name})
+                said.append(study.probabilities(rest, LOGISTIC))
+                whole.append((at, len(said) - 1))
     if not names:
         return pd.DataFrame(columns=["features", "left_out"])
-    from bids_petsynth.evaluation.decisions import figures
+    (with_it, without), every = np.transpose(whole), np.array(said)
 
     def losses(i: np.ndarray) -> np.ndarray:
-        return np.array([figures(a[i], study.y[i])[:4] - figures(b[i], study.y[i])[:4] for a, b in pairs])
+        found = figures(every[:, i], study.y[i])
+        return found[with_it] - found[without]
 
     found = bootstrap(losses, study.clusters, n, seed=seed)
     rows = []

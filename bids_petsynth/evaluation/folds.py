@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,48 +74,49 @@ class Table:
     x
         ``(N, F)``, NaN where missing: what classifiers are trained on.
     judged
-        ``(N, F)`` what they are applied to; the same unless a classifier is carried from one kind of scan to another.
+        What they are applied to, each ``(N, F)``: the same unless they are carried to another kind of scan.
     nuisance
         ``(N, A)`` columns whose linear part is taken off the columns ``cleaned``, as the training people have it.
     """
 
     x: np.ndarray
-    judged: np.ndarray | None = None
+    judged: tuple[np.ndarray, ...] = ()
     nuisance: np.ndarray | None = None
     cleaned: np.ndarray | None = None
 
-    def scaled(self, train: np.ndarray, test: np.ndarray) -> Split:
-        """Training and held-out people, prepared by what the training people tell."""
-        judged = self.x if self.judged is None else self.judged
+    def scaled(self, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Training people, and the held-out ones of each of ``judged``, prepared by what the training people tell."""
         scaling = Scaling.of(self.x[train])
-        here, there = scaling(self.x[train]), scaling(judged[test])
+        here, there = scaling(self.x[train]), [scaling(x[test]) for x in self.judged or (self.x,)]
         if self.nuisance is not None:
             other = Scaling.of(self.nuisance[train])
             z, z_test = other(self.nuisance[train]), other(self.nuisance[test])
             slope = np.linalg.lstsq(z, here[:, self.cleaned], rcond=None)[0]
             here[:, self.cleaned] -= z @ slope
-            there[:, self.cleaned] -= z_test @ slope
+            for x in there:
+                x[:, self.cleaned] -= z_test @ slope
         return here, there
 
 
 def out_of_fold(table: Table, y: np.ndarray, folds: Sequence[Fold], kind: str, seed: int) -> np.ndarray:
-    """``(N, K)`` probabilities of everybody by classifiers that did not see them, as if classes were equally common.
+    """``(J, N, K)`` probabilities of everybody by classifiers that did not see them, as if classes were equally common.
 
     Parameters
     ----------
     table
-        Columns of N people.
+        Columns of N people, judged in J ways (one, where ``judged`` is empty).
     y
         ``(N,)`` codes of K classes.
     folds
         From :func:`nested`.
     """
-    k = int(y.max()) + 1
-    out = np.full((len(y), k), np.nan)
+    k, own = int(y.max()) + 1, replace(table, judged=())
+    out = np.full((len(table.judged) or 1, len(y), k), np.nan)
     for fold in folds:
-        option = choose(table, y, fold.inner, kind, seed)
+        option = choose(own, y, fold.inner, kind, seed)
         x, held = table.scaled(fold.train, fold.test)
-        out[fold.test] = rebalanced(_predict(x, y[fold.train], held, kind, option, seed, k), shares(y[fold.train], k))
+        found = _all_options(x, y[fold.train], np.concatenate(held), kind, (option,), seed, k)[0]
+        out[:, fold.test] = rebalanced(found, shares(y[fold.train], k)).reshape(len(held), len(fold.test), k)
     return out
 
 
@@ -126,34 +127,24 @@ def choose(table: Table, y: np.ndarray, inner: Sequence[Split], kind: str, seed:
         return options[len(options) // 2]
     k, loss = int(y.max()) + 1, np.zeros(len(options))
     for train, test in inner:
-        x, held = table.scaled(train, test)
+        x, (held,) = table.scaled(train, test)
         for i, p in enumerate(_all_options(x, y[train], held, kind, options, seed, k)):
             loss[i] -= np.log(np.clip(p[np.arange(len(test)), y[test]], LEAST, None)).sum()
     return options[int(np.argmin(loss))]
 
 
-def _predict(
-    x: np.ndarray, y: np.ndarray, held: np.ndarray, kind: str, option: Any, seed: int, n_classes: int
-) -> np.ndarray:
-    return _all_options(x, y, held, kind, (option,), seed, n_classes)[0]
-
-
 def _all_options(
     x: np.ndarray, y: np.ndarray, held: np.ndarray, kind: str, options: Sequence[Any], seed: int, n_classes: int
 ) -> list[np.ndarray]:
-    """Probabilities of the held-out people under each option; trees are grown once per depth."""
+    """Probabilities of the held-out people under each option; trees are grown once."""
     present = np.unique(y)
     if len(present) == 1:
         return [all_classes(np.ones((len(held), 1)), present, n_classes)] * len(options)
     if kind != BOOSTING:
         found = [estimator(kind, option, seed).fit(x, y).predict_proba(held) for option in options]
     else:
-        deepest = {depth: max(t for d, t in options if d == depth) for depth, _ in options}
-        stages = {
-            depth: list(estimator(kind, (depth, trees), seed).fit(x, y).staged_predict_proba(held))
-            for depth, trees in deepest.items()
-        }
-        found = [stages[depth][trees - 1] for depth, trees in options]
+        stages = list(estimator(kind, max(options), seed).fit(x, y).staged_predict_proba(held))
+        found = [stages[trees - 1] for trees in options]
     return [all_classes(p, present, n_classes) for p in found]
 
 

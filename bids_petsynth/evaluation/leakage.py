@@ -38,7 +38,7 @@ def single_columns(study: Study, frame: pd.DataFrame, defining: Collection[str] 
     rows = []
     for name in frame:
         x = _spread(frame[name])
-        areas = class_areas(study.probabilities(Table(x), LOGISTIC), study.y) if x.shape[1] else np.full(1, 0.5)
+        areas = class_areas(study.judged(Table(x), LOGISTIC)[0], study.y) if x.shape[1] else np.full(1, 0.5)
         best = int(np.nanargmax(areas))
         bound = limit("leak_auc_defining" if name in defining else "leak_auc")
         rows.append((str(name), study.classes[best], float(areas[best]), bound, bool(areas[best] >= bound)))

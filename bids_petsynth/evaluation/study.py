@@ -60,9 +60,13 @@ class Study:
             return np.empty((len(self.y), 0))
         return np.column_stack([self.sources[source][name].to_numpy(float) for source, name in columns])
 
-    def probabilities(self, table: Table, kind: str) -> np.ndarray:
-        """``(N, K)`` out-of-fold probabilities, the mean over the seeds."""
+    def judged(self, table: Table, kind: str) -> np.ndarray:
+        """``(J, N, K)`` out-of-fold probabilities (``folds.out_of_fold``), the mean over the seeds."""
         return np.mean([out_of_fold(table, self.y, plan, kind, s) for s, plan in enumerate(self.plans)], axis=0)
+
+    def probabilities(self, columns: Sequence[Column], kind: str) -> np.ndarray:
+        """``(N, K)`` out-of-fold probabilities by some columns."""
+        return self.judged(Table(self.values(columns)), kind)[0]
 
 
 def combined(sources: Collection[str]) -> list[tuple[str, ...]]:
