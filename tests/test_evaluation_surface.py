@@ -336,9 +336,10 @@ def test_each_view_shows_the_side_that_faces_it(body, looked):
 # The warp through landmarks.
 
 
-def labelled(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def labelled(matrix: np.ndarray, spacing: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
     """Little balls at the template's centroids, moved by an affine map, as codes on a grid."""
-    shape, affine = (110, 130, 110), template_grid((110, 130, 110), 2.0).affine
+    shape = tuple(int(extent / spacing) for extent in (220, 260, 220))
+    affine = template_grid(shape, spacing).affine
     codes = np.zeros(shape, np.uint8)
     index = region_index()
     for (name, side), centre in template_centroids().items():
@@ -448,3 +449,91 @@ def test_figures_say_whom_they_compare_with():
     assert again.content == found.content
     two = pictures.surface_figure({"a": z, "b": z}, (-3, 3), "z", Figure("s", b"", "", ""), "PuOr_r")
     assert len(two.content) > 10_000
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "LPI"])
+def test_a_participant_s_figure_comes_from_the_written_files(tmp_path, monkeypatch, axcodes):
+    from dataclasses import replace
+
+    import nibabel as nib
+    from models_small import small_model
+
+    from bids_petsynth.models.folder import load_model, save_model
+    from bids_petsynth.pet.tracers import tracer
+    from bids_petsynth.reports.content import Pet, Scan
+    from bids_petsynth.types import Case
+
+    codes, affine = labelled(np.eye(4))
+    surface = template_surface()
+    # grey matter everywhere but at the landmarks, so that every point has a value
+    grey = np.where(codes == 0, region_index()["vermis"], codes).astype(np.uint8)
+    level = np.random.default_rng(0).normal(1.5, 0.1, (20, 1))
+    people = [Projection(np.full(len(surface.points), v[0]), "max", 13.5, surface.key) for v in level]
+    save_model(
+        replace(small_model(), surface=norms.to_bytes([norms.normative_of(people, "FDG", True)])), tmp_path / "m"
+    )
+    place = surface.points[np.linalg.norm(surface.points - [-70.0, -30, 20], axis=1).argmin()]
+    reach = np.linalg.norm(coordinates(Grid(codes.shape, affine)) - place[:, None, None, None], axis=0)
+    turn = nib.orientations.axcodes2ornt(axcodes)
+    for name, data in (("pet", 1.5 - 0.6 * (reach < 22)), ("dseg", grey)):
+        nib.save(nib.Nifti1Image(data.astype(np.float32), affine).as_reoriented(turn), tmp_path / f"{name}.nii")
+    about = {"Model": {"WeightsSHA256": load_model(tmp_path / "m").weights_sha256}}
+    pet = Pet(tracer("FDG"), tmp_path / "pet.nii", tmp_path / "pet.nii", about, (), {})
+    scan = Scan(Case("01", None, None), None, tmp_path / "dseg.nii", None, {}, (pet,), {})
+    # the whole brain of these labels is one vermis: its landmark would lie anywhere
+    monkeypatch.setattr(
+        "bids_petsynth.evaluation.surface.landmark_warp", lambda *_: Warp(lambda points: points, 87, 0.0)
+    )
+    seen = {}
+    monkeypatch.setattr(pictures, "surface_figure", lambda rows, *rest, **_: seen.update(rows) or rest[2])
+    found = pictures.participant_figure(scan, pet, tmp_path / "m")
+    assert "20 simulated people with a normal FDG scan" in found.caption
+    low = seen["synthetic"] < -3
+    assert low.sum() > 15 and surface.left[low].all()
+    assert np.linalg.norm(surface.points[low].mean(0) - place) < 6
+    # another model, another tracer, no set
+    assert (
+        pictures.participant_figure(scan, replace(pet, about={"Model": {"WeightsSHA256": "x"}}), tmp_path / "m") is None
+    )
+    assert pictures.participant_figure(scan, replace(pet, tracer=tracer("AV45")), tmp_path / "m") is None
+    assert pictures.participant_figure(scan, pet, tmp_path) is None
+
+
+def test_a_normative_set_is_added_to_a_model_folder(tmp_path):
+    from models_small import small_model
+
+    from bids_petsynth.models.folder import load_model, save_model
+
+    save_model(small_model(), tmp_path)
+    before = load_model(tmp_path)
+    norms.add_to_model(tmp_path, [norms.normative_of(noise_people(4, 30, 0), "FDG", True)])
+    after = load_model(tmp_path)
+    assert after.weights_sha256 == before.weights_sha256 and after.fingerprint != before.fingerprint
+    assert list(norms.model_normative(tmp_path, after.weights_sha256)) == ["FDG"]
+
+
+def test_normative_sets_from_training_people():
+    import torch
+
+    from bids_petsynth.anatomy.regions import n_classes
+    from bids_petsynth.training.pairs import TrainingCase
+
+    codes, _ = labelled(np.eye(4), 4.0)
+    classes = torch.from_numpy(codes.astype(np.int64) % 100)
+    assert int(classes.max()) < n_classes()
+    grid = template_grid(codes.shape, 4.0)
+    rng = np.random.default_rng(0)
+
+    def people(n: int, mmse: float):
+        for _ in range(n):
+            scan = torch.full(codes.shape, float(rng.normal(1.2, 0.1)))
+            empty = torch.zeros(())
+            yield TrainingCase("h", empty, classes, classes, empty, {"mmse": mmse}, {}, {"FDG": scan})
+
+    (found,) = norms.normative_from_cases([*people(11, 29), *people(5, 15)], ("FDG", "AV45"), grid, simulated=True)
+    assert (found.tracer, found.people, found.simulated) == ("FDG", 11, True)
+    assert found.grid == norms.grid_name(codes.shape, 4.0) == "55x65x55@4"
+    told = np.isfinite(found.mean)
+    # landmarks are balls: only points near one have any grey matter
+    assert told.any() and np.ptp(found.mean[told]) < 1e-5 and abs(found.mean[told][0] - 1.2) < 0.1
+    assert norms.normative_from_cases(people(9, 29), ("FDG",), grid) == ()

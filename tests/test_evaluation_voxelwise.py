@@ -121,14 +121,14 @@ def test_quality_against_atrophy():
     rng = np.random.default_rng(5)
     atrophy = rng.standard_normal(60)
     error = np.exp(atrophy + 0.5 * rng.standard_normal(60))
-    found = against_atrophy(error, atrophy, np.arange(60), 300)
+    found = against_atrophy(error, atrophy, np.arange(60), 150)
     assert found.estimate == pytest.approx(stats.spearmanr(error, atrophy).statistic)
     assert 0.5 < found.low < found.estimate < found.high < 1
     # people who share a head tell less than their number
     heads = np.repeat(np.arange(6), 10)
     level = rng.standard_normal(6)[heads]
-    shared = against_atrophy(level + 0.1 * rng.standard_normal(60), level, heads, 300)
-    alone = against_atrophy(level + 0.1 * rng.standard_normal(60), level, np.arange(60), 300)
+    shared = against_atrophy(level + 0.1 * rng.standard_normal(60), level, heads, 150)
+    alone = against_atrophy(level + 0.1 * rng.standard_normal(60), level, np.arange(60), 150)
     assert shared.high - shared.low > alone.high - alone.low
     null = [
         against_atrophy(rng.standard_normal(40), rng.standard_normal(40), np.arange(40), 200, seed)
@@ -141,3 +141,17 @@ def test_quality_against_atrophy_of_degenerate_cohorts():
     for errors, measures in (([1.0], [2.0]), ([1.0, 1, 1], [1, 2, 3]), ([np.nan, 1, 2], [1, 2, 3])):
         found = against_atrophy(np.array(errors), np.array(measures), np.arange(len(errors)), 20)
         assert np.isnan(found.estimate) and np.isnan(found.low)
+
+
+def test_figure_of_the_maps_tells_its_numbers():
+    from bids_petsynth.anatomy.alignment import template_grid
+    from bids_petsynth.reports.voxelwise import voxelwise_figure
+
+    grid = template_grid((48, 56, 48), 4.0)
+    rng = np.random.default_rng(6)
+    maps = VoxelwiseMaps()
+    for _ in range(6):
+        maps.add(0.25 + 0.01 * rng.standard_normal(grid.shape))
+    found = voxelwise_figure(maps.maps(), grid, "FDG", maps.people)
+    assert "+0.250 SUVR on average" in found.alt and "100% of the brain differs" in found.alt
+    assert found.content.startswith(b"\xff\xd8") and "6 people" in found.caption

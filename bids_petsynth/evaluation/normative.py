@@ -5,8 +5,10 @@ They lie as ``surface.safetensors`` in a model's folder, made at its training fr
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +17,11 @@ import numpy as np
 
 from bids_petsynth.errors import ModelError
 from bids_petsynth.evaluation.surface import Projection, project_person, setting
-from bids_petsynth.models.folder import optional_file
+from bids_petsynth.models.folder import optional_file, verified
 from bids_petsynth.types import Grid
 
 if TYPE_CHECKING:
-    from bids_petsynth.training.pairs import Record, TrainingCase
+    from bids_petsynth.training.pairs import Heads, Record, TrainingCase
 
 #: Its name in a model folder.
 FILE = "surface.safetensors"
@@ -159,14 +161,14 @@ def is_normal(record: Record, truth: Record) -> bool:
 
 
 def normative_from_cases(
-    cases: Iterable[TrainingCase], tracer: str, grid: Grid, simulated: bool = False
-) -> Normative | None:
-    """The normative set of a tracer from training people (not augmented), one after the other.
+    cases: Iterable[TrainingCase], tracers: Sequence[str], grid: Grid, simulated: bool = False
+) -> tuple[Normative, ...]:
+    """Normative sets from training people (not augmented), who are read one after the other.
 
     Parameters
     ----------
     cases
-        On the model grid; those without the tracer, or who are not normal (:func:`is_normal`), are passed over.
+        On the model grid; those who are not normal (:func:`is_normal`) are passed over.
     grid
         The model grid in template pose (``anatomy.alignment.template_grid``).
     simulated
@@ -174,18 +176,36 @@ def normative_from_cases(
 
     Returns
     -------
-    None if there are fewer people than a useful set needs (``data/surface.tsv``).
+    A set per tracer that has as many people as a useful one needs (``data/surface.tsv``).
     """
     from bids_petsynth.training.pairs import dseg_codes
 
-    kept = [
-        project_person(case.pet[tracer].numpy(), dseg_codes(case.measured.numpy(), grid), grid.affine, tracer)
-        for case in cases
-        if tracer in case.pet and is_normal(case.record, case.truth)
-    ]
-    if len(kept) < int(setting("normative_least")):
-        return None
-    return normative_of(kept, tracer, simulated, grid_name(grid.shape, grid.affine[0, 0]))
+    kept: dict[str, list[Projection]] = {tracer: [] for tracer in tracers}
+    for case in cases:
+        if not is_normal(case.record, case.truth):
+            continue
+        codes = dseg_codes(case.measured.numpy(), grid)
+        for tracer in kept.keys() & case.pet.keys():
+            kept[tracer].append(project_person(case.pet[tracer].numpy(), codes, grid.affine, tracer))
+    name = grid_name(grid.shape, grid.affine[0, 0])
+    least = int(setting("normative_least"))
+    return tuple(normative_of(some, tracer, simulated, name) for tracer, some in kept.items() if len(some) >= least)
+
+
+def simulated_normals(
+    heads: Heads, tracers: Sequence[str], voxel_size: float, seed: int, people: int
+) -> Iterator[TrainingCase]:
+    """Simulated people with a normal scan, not augmented, on the given heads in turn."""
+    from bids_petsynth.training.pairs import simulate_case
+
+    found = number = 0
+    while found < people:
+        # only the person decides, so the tracers are simulated for those that are kept
+        case = simulate_case(heads, (), voxel_size, seed, number, augment=False)
+        if is_normal(case.record, case.truth):
+            found += 1
+            yield simulate_case(heads, tracers, voxel_size, seed, number, augment=False)
+        number += 1
 
 
 def to_bytes(sets: Sequence[Normative]) -> bytes:
@@ -245,3 +265,45 @@ def model_normative(folder: Path, weights_sha256: str, grid: str = "") -> Mappin
     path = optional_file(Path(folder), FILE, weights_sha256)
     sets = load_normative(path) if path else {}
     return {name: one for name, one in sets.items() if not grid or one.grid == grid}
+
+
+def add_to_model(folder: Path, sets: Sequence[Normative]) -> None:
+    """Put normative sets into a model folder, in place of those that it has, and their checksum into ``model.json``.
+
+    Raises
+    ------
+    ModelError
+        If the folder is incomplete or damaged.
+    """
+    folder = Path(folder)
+    about = verified(folder)
+    save_normative(sets, folder / FILE)
+    about["sha256"][FILE] = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
+    part = folder / ".model.json.part"
+    part.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    part.replace(folder / "model.json")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """``python -m bids_petsynth.evaluation.normative ARRAYS MODEL``: simulated people on the model's heads."""
+    from bids_petsynth.anatomy.alignment import template_grid
+    from bids_petsynth.models.folder import load_model
+    from bids_petsynth.training.pairs import load_heads
+
+    parser = argparse.ArgumentParser(description="Add a simulated normative set to a demonstration model's folder.")
+    parser.add_argument("arrays", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--people", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    recipe, names = (model := load_model(args.model)).recipe, set(model.heads)
+    heads = load_heads(args.arrays, recipe).select(lambda name: name in names)
+    grid = template_grid(tuple(recipe.grid.shape), recipe.grid.voxel_size)
+    cases = simulated_normals(heads, recipe.tracers, recipe.grid.voxel_size, args.seed, args.people)
+    sets = normative_from_cases(cases, recipe.tracers, grid, simulated=True)
+    add_to_model(args.model, sets)
+    print("; ".join(one.described for one in sets))
+
+
+if __name__ == "__main__":
+    main()

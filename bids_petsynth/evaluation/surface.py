@@ -136,6 +136,13 @@ def template_surface() -> Surface:
     return surface_of(brain & (brain[::-1]), grid.affine)
 
 
+def template_brain(grid: Grid) -> np.ndarray:
+    """The inside of :func:`template_surface` on a grid in template space, ``grid.shape``, bool."""
+    surface = template_surface()
+    places = np.moveaxis(np.indices(grid.shape), 0, -1) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    return np.nan_to_num(sample_at(surface.halves.sum(0), surface.grid.affine, places)) >= 0.5
+
+
 def project(
     volume: np.ndarray,
     affine: np.ndarray,

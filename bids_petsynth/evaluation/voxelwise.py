@@ -34,9 +34,10 @@ class VoxelwiseMaps:
     people: int = 0
 
     def add(self, difference: np.ndarray) -> None:
-        """One independent person's difference, synthetic minus real, ``(X, Y, Z)`` in template space.
+        """One independent person's difference, synthetic minus real, in template space: ``(X, Y, Z)``, or any shape.
 
-        Several scans of one person are no independent ones: add their mean.
+        Points of a surface projection do as well as voxels. Several scans of one person are no independent ones: add
+        their mean.
 
         Raises
         ------
@@ -82,7 +83,7 @@ class VoxelwiseMaps:
             raise ValueError(f"a volume of {shape} voxels among volumes of {self._count.shape}")
 
     def maps(self, least: int = 2) -> dict[str, np.ndarray]:
-        """Maps ``(X, Y, Z)``.
+        """Maps of the volumes' shape.
 
         Parameters
         ----------

@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
-from bids_petsynth.evaluation.normative import Normative
-from bids_petsynth.evaluation.surface import Surface, template_surface
+from bids_petsynth.errors import ModelError
+from bids_petsynth.evaluation.normative import Normative, model_normative, z_scores
+from bids_petsynth.evaluation.surface import Surface, project_person, template_surface
 from bids_petsynth.evaluation.template import setting
-from bids_petsynth.reports.figures import Figure, bare, colour_bar, jpeg, new_canvas
+from bids_petsynth.reports.content import Pet, Scan
+from bids_petsynth.reports.figures import Figure, bare, colour_bar, jpeg, new_canvas, sample
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,9 @@ VIEWS = (
 )
 #: Pixel of a view in mm, points that a pixel takes its value from, and the reach of their weights in mm.
 PIXEL, _NEIGHBOURS, _REACH = 1.5, 6, 3.0
-_GREY = 0.78
+_GREY, _UNKNOWN = 0.82, 0.6
 #: Room beside a view as a share of the tallest one's height, and of the picture's width that the views have.
-_MARGIN, _ACROSS = 0.08, 0.88
+_MARGIN, _ACROSS = 0.13, 0.88
 #: A voxel back and forth along each axis, for central differences.
 _STEPS = np.array([sign * np.eye(3, dtype=int)[axis] for axis in range(3) for sign in (-1, 1)])[..., None]
 
@@ -150,13 +153,22 @@ def looks(surface: Surface | None = None) -> tuple[Picture, ...]:
     return tuple(look(surface, view, fields) for view in VIEWS)
 
 
-def _painted(picture: Picture, values: np.ndarray, colours, low: float, high: float, shown: float) -> np.ndarray:
-    """RGBA ``(H, W, 4)``: colours where there is a value that is shown, grey elsewhere on the brain, shaded."""
+def _greyed(palette, low: float, high: float, shown: float):
+    """The colour map with grey in place of values smaller than ``shown`` in size, so that the bar says so too."""
+    from matplotlib.colors import ListedColormap
+
+    steps = np.linspace(low, high, 1024)
+    colours = palette(np.linspace(0, 1, 1024))
+    colours[np.abs(steps) < shown] = (_GREY, _GREY, _GREY, 1)
+    return ListedColormap(colours)
+
+
+def _painted(picture: Picture, values: np.ndarray, palette, low: float, high: float) -> np.ndarray:
+    """RGBA ``(H, W, 4)``: colours where there is a value, dark grey elsewhere on the brain, shaded."""
     image = picture.values(values)
-    told = np.isfinite(image) & (np.abs(np.nan_to_num(image)) >= shown)
-    out = np.ones((*image.shape, 4))
-    out[..., :3] = _GREY
-    out[told] = colours(np.clip((image[told] - low) / (high - low), 0, 1))
+    told = np.isfinite(image)
+    out = np.full((*image.shape, 4), _UNKNOWN)
+    out[told] = palette(np.clip((image[told] - low) / (high - low), 0, 1))
     # little enough shade that a colour is still read off the bar
     out[..., :3] *= (0.62 + 0.38 * picture.shade)[..., None]
     out[..., 3] = picture.seen
@@ -202,9 +214,8 @@ def surface_figure(
     tallest = max(picture.seen.any(1).sum() for _, picture in chosen)
     widths = [picture.seen.any(0).sum() + 2 * _MARGIN * tallest for _, picture in chosen]
     widths = [max(widths[place::columns]) for place in range(columns)]
-    lines = [
-        (name, values, chosen[at : at + columns]) for name, values in rows.items() for at in _starts(chosen, columns)
-    ]
+    starts = range(0, len(chosen), columns)
+    lines = [("" if at else name, values, chosen[at : at + columns]) for name, values in rows.items() for at in starts]
     width, bottom = 13.0, 0.12
     # a line has room for its tallest view and the names above it
     each = width * _ACROSS * tallest / sum(widths) + 0.28
@@ -213,12 +224,12 @@ def surface_figure(
     canvas.set_facecolor("white")
     grid = canvas.subplots(len(lines), columns, squeeze=False, gridspec_kw={"wspace": 0, "width_ratios": widths})
     canvas.subplots_adjust(0.04, bottom / height, 0.04 + _ACROSS, 1 - 0.28 / height, hspace=0.28 / (each - 0.28))
-    palette = matplotlib.colormaps[colours]
+    palette = _greyed(matplotlib.colormaps[colours], *window, shown)
     for axes_row, (name, values, part) in zip(grid, lines, strict=True):
         for axes, extent, seen in zip_longest(axes_row, widths, part):
             bare(axes, "white")
             if seen is not None:
-                _draw(axes, *seen, _painted(seen[1], values, palette, *window, shown), extent, tallest)
+                _draw(axes, *seen, _painted(seen[1], values, palette, *window), extent, tallest)
         if name:
             where = {"transform": axes_row[0].transAxes, "rotation": 90, "ha": "right", "va": "center"}
             axes_row[0].text(-0.02, 0.5, name, fontsize=10, **where)
@@ -226,10 +237,6 @@ def surface_figure(
     picture = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(*window), palette)
     colour_bar(canvas, bar, picture, label, "#222222")
     return Figure(about.desc, jpeg(canvas, 110), about.alt, about.caption)
-
-
-def _starts(chosen: Sequence, columns: int) -> range:
-    return range(0, len(chosen), columns)
 
 
 def _draw(axes, view: View, picture: Picture, image: np.ndarray, extent: float, tallest: int) -> None:
@@ -245,7 +252,30 @@ def _draw(axes, view: View, picture: Picture, image: np.ndarray, extent: float, 
         axes.text(place, middle, mark, ha="center", va="center", fontsize=9, color="#444444")
 
 
-def z_figure(rows: Mapping[str, np.ndarray], normative: Normative, synthetic: str = "") -> Figure:
+def participant_figure(scan: Scan, pet: Pet, model: Path) -> Figure | None:
+    """Z-scores of a participant's synthetic scan against the normative set of the model that made it.
+
+    None if the model's folder has no set for the tracer, holds another model, or its set was made on another surface
+    (as another version of the template's maps has), or if the labels hold too few regions.
+    """
+    import nibabel as nib
+
+    try:
+        normative = model_normative(model, pet.about["Model"]["WeightsSHA256"]).get(pet.tracer.name)
+    except ModelError:
+        return None
+    if normative is None:
+        return None
+    image = nib.load(pet.mean)
+    codes = sample(scan.dseg, image.affine, image.shape, 0).astype(np.uint8)
+    try:
+        projection = project_person(image.get_fdata(dtype=np.float32), codes, image.affine, pet.tracer.name)
+        return z_figure({"synthetic": z_scores(projection, normative)}, normative)
+    except ValueError:
+        return None
+
+
+def z_figure(rows: Mapping[str, np.ndarray], normative: Normative) -> Figure:
     """Z-scores of one person or of a group's mean, in every view.
 
     Parameters
@@ -264,7 +294,8 @@ def z_figure(rows: Mapping[str, np.ndarray], normative: Normative, synthetic: st
     caption = (
         f"{normative.tracer} uptake on the brain's surface as z-scores against {normative.described} (3D-SSP's method; "
         f"{'mean' if normative.statistic == 'mean' else 'largest value'} of the cortex along {normative.depth:g} mm "
-        f"inwards; positive: more uptake than they have; grey: between -{shown:g} and {shown:g}, or no cortex)."
+        f"inwards; positive: more uptake than they have; light grey: between -{shown:g} and {shown:g}; dark grey: no "
+        "cortex)."
     )
     alt = (
         f"Eight views of the brain's surface in colour: orange has more and purple less {normative.tracer} uptake than "
