@@ -75,8 +75,8 @@ def diagnose(
     Notes
     -----
     Decisions are for the class that is most probable if all were equally common, so that a rare class is decided for
-    as well. Intervals are percentiles of a clustered bootstrap over people; they do not hold what another training
-    cohort would change.
+    as well. Intervals of figures are percentiles of a clustered bootstrap over the judged people; what another training
+    cohort would change is not in them, only in the test of differences (``decisions.compare``).
     """
     study, classes, sentences = admit(features, label, clusters)
     tables = {"classes": classes}
@@ -96,7 +96,9 @@ def diagnose(
     comparisons = [
         {"classifier": kind, **row}
         for kind, some in zip(kinds, np.split(said, len(kinds)), strict=True)
-        for row in compare([title(s) for s in wanted], some, study.y, study.clusters, study.classes)
+        for row in compare(
+            [title(s) for s in wanted], some, study.y, study.clusters, study.classes, len(study.plans[0])
+        )
     ]
     if comparisons:
         tables["comparison"] = pd.DataFrame(comparisons)

@@ -120,6 +120,15 @@ def out_of_fold(table: Table, y: np.ndarray, folds: Sequence[Fold], kind: str, s
     return out
 
 
+def predict(
+    table: Table, y: np.ndarray, clusters: np.ndarray, held: np.ndarray, kind: str, seed: int, n_classes: int
+) -> np.ndarray:
+    """``(M, K)`` probabilities of ``held (M, F)`` by the people of a table, the option chosen by folds over them."""
+    option = choose(table, y, splits(y, clusters, INNER, seed), kind, seed)
+    scaling = Scaling.of(table.x)
+    return _all_options(scaling(table.x), y, scaling(held), kind, (option,), seed, n_classes)[0]
+
+
 def choose(table: Table, y: np.ndarray, inner: Sequence[Split], kind: str, seed: int) -> Any:
     """The option with the least log loss over the inner splits; the middle one where there are no splits."""
     options = KINDS[kind]

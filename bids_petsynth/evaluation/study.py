@@ -102,10 +102,10 @@ def admit(
     text = text[text != ""]
     sources = {}
     for source, frame in features.items():
-        numbers = _numbers(source, frame.loc[~frame.index.duplicated()].reindex(text.index), sentences)
-        if numbers.shape[1]:
-            sources[source] = numbers
-        else:
+        table = numbers(source, frame.loc[~frame.index.duplicated()].reindex(text.index), sentences)
+        if table.shape[1]:
+            sources[source] = table
+        elif len(text):
             sentences.append(f"{source} has no values for people with {name}: it is left out.")
     complete = pd.Series(True, index=text.index)
     for source, frame in sources.items():
@@ -133,7 +133,7 @@ def admit(
             f"column with at most {limit('most_classes'):.0f}."
         )
         return None, table.assign(used=False), sentences
-    if not sources:
+    if not sources and len(text):
         sentences.append(f"There are no features of people with {name}: nothing is told apart.")
         return None, table.assign(used=False), sentences
     for row in table[~table["used"]].itertuples():
@@ -155,13 +155,15 @@ def admit(
     return study, table, sentences
 
 
-def _numbers(source: str, frame: pd.DataFrame, sentences: list[str]) -> pd.DataFrame:
-    """Columns that hold numbers, without infinities and without columns that nobody has."""
-    numbers = frame.apply(pd.to_numeric, errors="coerce").astype(float)
-    words = [name for name in frame if frame[name].notna().any() and numbers[name].isna().all()]
+def numbers(source: str, frame: pd.DataFrame, sentences: list[str], keep: Sequence[str] | None = None) -> pd.DataFrame:
+    """Columns as numbers, infinities as missing; without those that nobody has, or just those named in ``keep``."""
+    found = frame.apply(pd.to_numeric, errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
+    if keep is not None:
+        return found.reindex(columns=list(keep))
+    words = [name for name in frame if frame[name].notna().any() and found[name].isna().all()]
     if words:
         sentences.append(f"{source}: {', '.join(map(str, words))} hold no numbers and are left out.")
-    return numbers.replace([np.inf, -np.inf], np.nan).dropna(axis=1, how="all")
+    return found.dropna(axis=1, how="all")
 
 
 def _text(value: object) -> str:
