@@ -41,7 +41,7 @@ PATTERNS: dict[str, str] = {
     "group_table": "group/{table}.tsv",
     "group_figure": "group/figures/{desc}.{extension}",
     "comparison": "group/work/{label}_trc-{tracer}_comparison.json",
-    "comparison_scan": "group/work/{label}_trc-{tracer}_real.npz",
+    "comparison_maps": "group/work/{label}_trc-{tracer}_maps.npz",
     # raw data, written by the simulation only
     "raw_t1w": "{folder}/anat/{label}_rec-{rec}_T1w.nii.gz",
     "raw_pet": "{folder}/pet/{label}_trc-{tracer}_rec-{rec}_pet.nii.gz",

@@ -43,6 +43,22 @@ def parser() -> argparse.ArgumentParser:
         "--model", type=Path, metavar="FOLDER", help="model folder that was used, for the range of its training people"
     )
     what.add_argument("--mapping", type=Path, metavar="TSV", help="what the dataset's columns mean (see participant)")
+    classes = out.add_argument_group("diagnosis")
+    classes.add_argument(
+        "--diagnosis",
+        metavar="COLUMN",
+        help="column with two or more classes that T1w, blood and PET are to tell apart",
+    )
+    classes.add_argument(
+        "--seeds",
+        type=positive,
+        default=5,
+        metavar="N",
+        help="repetitions of its cross-validation (default: %(default)s)",
+    )
+    classes.add_argument(
+        "--folds", type=positive, default=5, metavar="N", help="outer folds of each (default: %(default)s)"
+    )
     pet = out.add_argument_group("real PET")
     pet.add_argument(
         "--pet-window",
@@ -70,6 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--pet-window takes two times in minutes, the first before the second.")
     if arguments.pet_fwhm is not None and not arguments.pet_fwhm > 0:
         raise UsageError(f"--pet-fwhm {arguments.pet_fwhm:g} is no resolution; give millimetres above 0.")
+    if arguments.folds < 2:
+        raise UsageError("--folds 1 leaves nobody to test on; give 2 or more.")
     from bids_petsynth.workflows.group import Plan
     from bids_petsynth.workflows.group import run as run_group
 
@@ -85,6 +103,9 @@ def run(arguments: argparse.Namespace) -> int:
             model=arguments.model,
             group_columns=tuple(arguments.group_column),
             cluster_column=arguments.cluster_column,
+            diagnosis=arguments.diagnosis,
+            seeds=arguments.seeds,
+            folds=arguments.folds,
             window_min=tuple(arguments.pet_window) if arguments.pet_window else None,
             fwhm=arguments.pet_fwhm,
             max_gap=arguments.max_gap,

@@ -13,7 +13,7 @@ import pandas as pd
 
 from bids_petsynth.anatomy.regions import lookup
 from bids_petsynth.evaluation.groups import numbers
-from bids_petsynth.evaluation.pairs import MODEL, Pairs
+from bids_petsynth.evaluation.pairs import CONSTANT, MODEL, Pairs
 from bids_petsynth.evaluation.regional import bland_altman, correlation, icc21
 from bids_petsynth.evaluation.statistics import Interval, bootstrap_means, holm, percentiles, resample_counts
 from bids_petsynth.evaluation.uncertainty import auc
@@ -117,7 +117,7 @@ def regional_table(pairs: Pairs, methods: Mapping[str, np.ndarray]) -> pd.DataFr
         spread = [np.nanstd(d, ddof=1) if np.isfinite(d).sum() > 1 else np.nan for d in difference.T]
         rows["sd_difference"] = spread
         rows["loa_low"], rows["loa_high"] = (shift.estimate + z * rows["sd_difference"] for z in (-1.96, 1.96))
-        frames.append(rows)
+        frames.append(_unranked(rows))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -144,7 +144,7 @@ def regional_summary(pairs: Pairs, methods: Mapping[str, np.ndarray]) -> pd.Data
     population mean (of the other people, by folds) over people and regions together.
     """
     regions = pairs.regions
-    population = methods.get("population mean")
+    population = methods.get(CONSTANT)
     rows = []
     for side, title in (("", "all"), ("L", "left"), ("R", "right"), ("B", "midline")):
         chosen = [place for place, name in enumerate(pairs.real.columns) if name in regions]
@@ -162,12 +162,13 @@ def regional_summary(pairs: Pairs, methods: Mapping[str, np.ndarray]) -> pd.Data
             r = correlation(predicted, truth) if len(truth) >= LEAST else np.full(len(chosen), np.nan)
             icc = [icc21(np.column_stack([p, t])).icc for p, t in zip(predicted.T, truth.T, strict=True)]
             left = np.nan
-            if population is not None and name != "population mean" and len(truth) >= LEAST:
+            if population is not None and name != CONSTANT and len(truth) >= LEAST:
                 mean = population[:, chosen]
                 left = float(correlation((predicted - mean).ravel(), (truth - mean).ravel()))
             row = [pairs.tracer, name, title, len(truth), len(chosen)]
             row += [found.estimate[0], found.low[0], found.high[0], found.estimate[1], found.low[1], found.high[1]]
-            rows.append([*row, _median(r), _median(icc), left])
+            ranks = [np.nan, np.nan] if name == CONSTANT else [_median(r), _median(icc)]
+            rows.append([*row, *ranks, left])
     names = ["tracer", "method", "side", "n", "regions", "mae", "mae_low", "mae_high", "bias", "bias_low", "bias_high"]
     return pd.DataFrame(rows, columns=[*names, "median_r", "median_icc", "residual_r"])
 
@@ -204,7 +205,7 @@ def scalar_table(pairs: Pairs, methods: Mapping[str, np.ndarray], truth: np.ndar
         limits = bland_altman(predicted, truth) if both.sum() > 1 else None
         row["loa_low"], row["loa_high"] = limits.limits if limits else (np.nan, np.nan)
         rows.append(row)
-    return pd.DataFrame(rows)
+    return _unranked(pd.DataFrame(rows))
 
 
 def status_table(pairs: Pairs, methods: Mapping[str, np.ndarray], truth: np.ndarray) -> pd.DataFrame:
@@ -236,7 +237,14 @@ def status_table(pairs: Pairs, methods: Mapping[str, np.ndarray], truth: np.ndar
             block.append(row)
         corrected = holm(np.array([row["p_model"] for row in block], float))
         rows += [{**row, "p_model": p} for row, p in zip(block, corrected, strict=True)]
-    return pd.DataFrame(rows)
+    return _unranked(pd.DataFrame(rows))
+
+
+def _unranked(rows: pd.DataFrame) -> pd.DataFrame:
+    """Without figures of ranking for the opponent that gives everybody the same."""
+    ranks = [f"{name}{end}" for name in ("r", "icc", "auc") for end in ("", "_low", "_high")]
+    constant = rows["method"] == CONSTANT
+    return rows.assign(**{name: rows[name].mask(constant) for name in ranks if name in rows})
 
 
 def _discrimination(score: np.ndarray, said: np.ndarray, true: np.ndarray, counts: np.ndarray | None) -> dict:

@@ -1,7 +1,8 @@
 """One synthetic scan against the real one of the same tracer: both in SUVR, on the same grid, by the same labels.
 
 The real scan is prepared as for training (``pet.preparation``), on the head that ``participant`` wrote. What is kept of
-a comparison are a few hundred numbers and, for maps over people, the prepared scan; volumes are read one at a time.
+a comparison are a few hundred numbers and, for maps over people, the difference in template space; volumes are read one
+at a time.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 
+from bids_petsynth.anatomy.alignment import template_grid
 from bids_petsynth.anatomy.regions import lookup
 from bids_petsynth.anatomy.volume import Volume, resample
 from bids_petsynth.errors import InputError
 from bids_petsynth.evaluation.groups import numbers
 from bids_petsynth.evaluation.image import image_figures
+from bids_petsynth.evaluation.surface import project_person
+from bids_petsynth.evaluation.template import into_template, landmark_warp
 from bids_petsynth.evaluation.voxelwise import atrophy_measures
 from bids_petsynth.pet.quantification import Quantification, quantify
 from bids_petsynth.pet.tracers import targets
@@ -99,12 +103,14 @@ def voxels(path: Path, who: str) -> np.ndarray:
 
 def compare(
     scan: Scan, pet: Pet, real: PetScan, window_min: tuple[float, float] | None, fwhm: float | None, seed: int
-) -> tuple[Comparison, np.ndarray]:
+) -> tuple[Comparison, dict[str, np.ndarray]]:
     """Prepare the real scan and compare.
 
     Returns
     -------
-    The figures, and the real scan in SUVR on the synthetic one's grid, ``(X, Y, Z)``, NaN where it has no data.
+    The figures, and by name, for maps over people: ``difference`` (synthetic minus real SUVR on :func:`maps_grid`, NaN
+    where the real scan has no data) and ``synthetic``, ``real`` (values on the surface of the cortex, see
+    ``evaluation.surface``). There are no maps of a head with too few labelled regions.
 
     Raises
     ------
@@ -138,7 +144,25 @@ def compare(
         quality={name: float(value) for name, value in made.quality.items()},
         notes=tuple(notes),
     )
-    return found, np.where(made.covered, made.suvr, np.nan).astype(np.float32)
+    return found, maps_of(mean, np.where(made.covered, made.suvr, np.nan), anatomy, pet.tracer.name)
+
+
+def maps_grid() -> Grid:
+    """The grid in template space on which differences are summed up over people."""
+    return template_grid((96, 112, 96), 2.0)
+
+
+def maps_of(synthetic: np.ndarray, real: np.ndarray, anatomy: Anatomy, tracer: str) -> dict[str, np.ndarray]:
+    """What :func:`compare` keeps for maps over people; empty if the labels hold too few regions."""
+    labels, affine = anatomy.labels, anatomy.grid.affine
+    try:
+        warp = landmark_warp(labels, affine)
+    except ValueError:
+        return {}
+    out = {"difference": into_template(synthetic - real, affine, warp, maps_grid())}
+    for name, volume in (("synthetic", synthetic), ("real", real)):
+        out[name] = project_person(volume.astype(np.float32), labels, affine, tracer).values
+    return out
 
 
 def centiloid_of(pet: Pet, suvr: float | None) -> float | None:

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from bids_petsynth.evaluation.comparison import Comparison
 
 MODEL = "synthetic PET"
+#: Knows nothing of a person. Over folds its correlation with the truth is negative by construction (whoever is left out
+#: pulls the mean of the others the other way), so figures of ranking are not given for it.
+CONSTANT = "population mean"
 #: What each opponent is, for the reader.
 OPPONENTS = {
-    "population mean": "mean regional SUVR of the other people",
+    CONSTANT: "mean regional SUVR of the other people",
     "blood-matched mean": "mean regional SUVR of the people with the nearest record",
     "ridge": "ridge regression of regional SUVR on the record",
     "ridge with volumes": "ridge regression of regional SUVR on the record and the person's regional volumes",
@@ -203,7 +206,7 @@ def opponents(
         near = choose(matched_weights, [k for k in _NEIGHBOURS if k < count] or [1], mine, known) if count > 1 else 1
         strength = choose(ridge_weights, _STRENGTHS, mine, known) if count > 1 else _STRENGTHS[-1]
         plan = (
-            ("population mean", population_weights, 0.0),
+            (CONSTANT, population_weights, 0.0),
             ("blood-matched mean", matched_weights, near),
             ("ridge", ridge_weights, strength),
         )

@@ -24,16 +24,17 @@ DAYS_PER_YEAR = 365.25
 
 def quality_rows(cohort: Cohort) -> pd.DataFrame:
     """One row per scan and tracer, whatever became of it: status, figures, quality, outliers."""
-    rows = cohort.status.set_index(PET).drop(columns=[])
+    rows = cohort.status.set_index(PET)
     rows = rows[~rows.index.duplicated()]
     measured = ["target_suvr", "target_suvr_sd", "centiloid_approximate", "probability_positive", "n_draws", "warnings"]
     rows = rows.join(cohort.synthetic.reindex(columns=measured))
-    quality = [name for name in ("label_confidence", "alignment_residual", "rotation", "brain_volume")]
+    quality = ["label_confidence", "alignment_residual", "rotation", "brain_volume"]
     rows = rows.join(cohort.anatomy.reindex(columns=quality), on=SCAN)
     count = outliers(cohort)
     count = count.groupby(PET).size() if len(count) else pd.Series(dtype=float)
     rows["outlying_regions"] = count.reindex(rows.index).fillna(0).where(rows["status"] == "done")
-    return rows.reset_index()
+    reason = rows.pop("reason")
+    return rows.assign(reason=reason).reset_index()
 
 
 def outliers(cohort: Cohort) -> pd.DataFrame:
@@ -121,7 +122,7 @@ def by_group(cohort: Cohort, groupings: Mapping[str, pd.Series]) -> pd.DataFrame
 
 
 def missing_values(cohort: Cohort, used: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """How many participants (first scan) have each variable; variables that nobody has and no model takes are left out."""
+    """How many participants (first scan) have each variable that somebody has or that the model takes."""
     records = cohort.records.loc[cohort.first]
     names = [n for n in variables() if n in records.columns or n in (used or {})]
     rows = []
@@ -157,7 +158,8 @@ def positivity_by_plasma(cohort: Cohort) -> pd.DataFrame:
             positive = y > default_cutoff().centiloid
             sign = -1 if r < 0 else 1
             area = auc(sign * x, positive) if varies else np.nan
-            rows.append([name, marker, len(x), int(positive.sum()), float(r), float(p), area])
+            p = float(p) if len(x) >= numbers()["least_group"] else np.nan
+            rows.append([name, marker, len(x), int(positive.sum()), float(r), p, area])
     frame = pd.DataFrame(rows, columns=["tracer", "marker", "n", "n_positive", "spearman_r", "p", "auc"])
     return frame.assign(p_holm=holm(frame["p"].to_numpy(float)))
 

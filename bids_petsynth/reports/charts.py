@@ -30,7 +30,7 @@ def spread(values: Mapping[str, Mapping[str, np.ndarray]], unit: str, line: floa
     points = 0
     for axes, (grouping, parts) in zip(canvas.subplots(rows, columns, squeeze=False).ravel(), panels, strict=False):
         kept = {name: part for name, part in parts.items() if len(part)}
-        for place, (name, part) in enumerate(kept.items()):
+        for place, part in enumerate(kept.values()):
             colour, mark = MARKS[place % len(MARKS)]
             points += len(part)
             axes.scatter(place + rng.uniform(-0.2, 0.2, len(part)), part, s=9, c=colour, marker=mark, alpha=0.6, lw=0)

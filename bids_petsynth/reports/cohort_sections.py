@@ -43,6 +43,7 @@ def status_section(cohort: Cohort) -> Section:
             "Every scan and tracer",
             rows,
             "Names lead to the participant's report. Click a heading to sort",
+            shown=rows.assign(reason=rows["reason"].where(rows["status"] != "done", "")),
             filters=("status", "tracer"),
         )
     ]

@@ -115,7 +115,7 @@ def pairs_section(parts: Sequence[Compared], left: pd.DataFrame, quality: pd.Dat
     return Section("pairs", "With real PET", sentences, tables)
 
 
-def image_section(parts: Sequence[Compared], maps: Sequence[Section] = ()) -> Section:
+def image_section(parts: Sequence[Compared]) -> Section:
     """Image figures, per scan and in all, and against atrophy."""
     if not parts:
         return Section("images", "Images")
@@ -133,7 +133,7 @@ def image_section(parts: Sequence[Compared], maps: Sequence[Section] = ()) -> Se
         for p in parts
     )
     note = (
-        f"In the brain and over the field of view, fixed window (SUVR: {window}). minmax: after each volume is scaled to "
+        f"In the brain and over the field of view, fixed window (SUVR: {window}). minmax: each volume is scaled to "
         "its own minimum and maximum, as many papers do; it hides errors of level"
     )
     tables = [
@@ -142,9 +142,7 @@ def image_section(parts: Sequence[Compared], maps: Sequence[Section] = ()) -> Se
     ]
     if len(atrophy):
         tables.append(Table("atrophy", "Quality against atrophy", atrophy, "Spearman's r across people"))
-    figures = [figure for section in maps for figure in section.figures]
-    tables += [table for section in maps for table in section.tables]
-    return Section("images", "Images", [s for section in maps for s in section.sentences], tables, figures)
+    return Section("images", "Images", [], tables)
 
 
 def regional_section(parts: Sequence[Compared]) -> Section:
@@ -167,8 +165,8 @@ def regional_section(parts: Sequence[Compared]) -> Section:
             charts.figure(
                 f"bias{part.first.tracer}",
                 content,
-                f"Bias of synthetic {part.first.tracer} in {len(rows)} composites with 95 % intervals; the largest mean "
-                f"absolute error is {worst['mae']:.3f} SUVR ({worst['region']}).",
+                f"Bias of synthetic {part.first.tracer} in {len(rows)} composites with 95 % intervals; largest mean "
+                f"absolute error {worst['mae']:.3f} SUVR ({worst['region']}).",
                 f"{part.first.tracer}: mean difference, synthetic minus real, with 95 % intervals.",
             )
         )

@@ -19,6 +19,7 @@ from bids_petsynth.bids.sink import json_text, tsv_text, write_bytes
 from bids_petsynth.evaluation.findings import Section, Table
 from bids_petsynth.reports.pages import render
 from bids_petsynth.tables import data_path, read_table
+from bids_petsynth.workflows.outputs import columns_of
 
 #: Rows of one table that the page shows; the file beside it has them all.
 SHOWN = 4000
@@ -39,7 +40,11 @@ def dictionary() -> Mapping[tuple[str, str], Mapping[str, str]]:
 def about_column(table: str, column: str) -> Mapping[str, str]:
     """What a column of a table means; empty if the dictionary lacks it."""
     known = dictionary()
-    return known.get((table, column)) or known.get(("*", column)) or {}
+    found = known.get((table, column)) or known.get(("*", column)) or columns_of("measures").get(column)
+    for end, text in (("_low", "Lower"), ("_high", "Upper")):
+        if not found and column.endswith(end) and (of := about_column(table, column.removesuffix(end))):
+            return {**of, "Description": f"{text} end of the 95 % interval of: {of['Description']}"}
+    return found or {}
 
 
 def write_group(
@@ -155,11 +160,19 @@ def _shown_figure(figure: Any) -> dict[str, Any]:
 def _shown_table(table: Table, reports: Mapping[str, Path]) -> dict[str, Any]:
     frame = table.frame if table.shown is None else table.shown
     cut = frame.head(SHOWN)
-    columns = [str(column) for column in cut.columns]
-    rows = [
-        [_shown_cell(name, value, reports) for name, value in zip(columns, row, strict=True)]
-        for row in cut.itertuples(index=False, name=None)
-    ]
+    names = [str(column) for column in cut.columns]
+    ends = {name: (f"{name}_low", f"{name}_high") for name in names if {f"{name}_low", f"{name}_high"} <= set(names)}
+    hidden = {end for pair in ends.values() for end in pair}
+    columns = [name for name in names if name not in hidden]
+    rows = []
+    for row in cut.itertuples(index=False, name=None):
+        values = dict(zip(names, row, strict=True))
+        cells = [_shown_cell(name, values[name], reports) for name in columns]
+        for place, name in enumerate(columns):
+            if name in ends and cells[place]["number"] is not None:
+                low, high = (_shown_cell(end, values[end], reports)["text"] for end in ends[name])
+                cells[place]["text"] += f" [{low}, {high}]" if "n/a" not in (low, high) else ""
+        rows.append(cells)
     more = ""
     if len(cut) < len(table.frame):
         more = f"{len(cut)} of {len(table.frame)} rows are shown; all are in {table_path(table).as_posix()}."
@@ -168,7 +181,7 @@ def _shown_table(table: Table, reports: Mapping[str, Path]) -> dict[str, Any]:
         "title": table.title,
         "note": table.note,
         "file": table_path(table).as_posix(),
-        "columns": [_heading(table.name, column) for column in columns],
+        "columns": [_heading(table.name, column, column in ends) for column in columns],
         "rows": rows,
         "more": more,
         "filters": [
@@ -183,10 +196,11 @@ def _options(values: pd.Series) -> list[str]:
     return sorted({str(value) or "n/a" for value in values})
 
 
-def _heading(table: str, column: str) -> dict[str, str]:
+def _heading(table: str, column: str, interval: bool) -> dict[str, str]:
     about = about_column(table, column)
     units = f" ({about['Units']})" if about.get("Units") and about["Units"] != "unitless" else ""
-    return {"label": column.replace("_", " "), "description": about.get("Description", "") + units}
+    label = column.replace("_", " ") + (" [95 %]" if interval else "")
+    return {"label": label, "description": about.get("Description", "") + units}
 
 
 def _shown_cell(column: str, value: Any, reports: Mapping[str, Path]) -> dict[str, Any]:
@@ -195,11 +209,18 @@ def _shown_cell(column: str, value: Any, reports: Mapping[str, Path]) -> dict[st
         text = "yes" if value else "no"
     elif isinstance(value, int | float) or hasattr(value, "dtype"):
         number = float(value) if math.isfinite(float(value)) else None
-        text = "n/a" if number is None else f"{number:.4g}"
+        text = "n/a" if number is None else _number(number)
     else:
         text = "n/a" if value is None or value is pd.NaT or value == "" else str(value)
     link = quote(reports[value].as_posix()) if column == "participant_id" and value in reports else ""
     return {"text": text, "number": number, "link": link}
+
+
+def _number(value: float) -> str:
+    """Three or four digits; a difference that is rounding alone is 0."""
+    if abs(value) < 1e-9:
+        return "0"
+    return f"{value:.0f}" if abs(value) >= 1000 or value == round(value) else f"{value:.3g}"
 
 
 def state_of(paths: Sequence[Path], settings: Any) -> str:

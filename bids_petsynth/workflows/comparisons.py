@@ -46,8 +46,8 @@ class Job:
 
     @property
     def volume(self) -> Path:
-        """Where the prepared real scan is kept."""
-        return self.out_dir / output_path("comparison_scan", self.scan.case, tracer=self.pet.tracer.name)
+        """Where what is needed for maps over people is kept."""
+        return self.out_dir / output_path("comparison_maps", self.scan.case, tracer=self.pet.tracer.name)
 
     def fingerprint(self) -> str:
         """Hash of everything that the comparison depends on: contents by hashes or by size and time."""
@@ -140,7 +140,7 @@ def one(job: Job) -> Outcome:
     print_ = job.fingerprint()
     crash = job.out_dir / "logs" / f"{job.record.stem}_crash.txt"
     try:
-        found, suvr = compare(job.scan, job.pet, job.pair.pet, job.window_min, job.fwhm, job.seed)
+        found, maps = compare(job.scan, job.pet, job.pair.pet, job.window_min, job.fwhm, job.seed)
     except PetsynthError as error:
         write_bytes(job.record, json_text({"Fingerprint": print_, "problem": str(error)}).encode())
         return Outcome(job, None, str(error))
@@ -149,7 +149,8 @@ def one(job: Job) -> Outcome:
         return Outcome(job, None, f"unexpected {type(error).__name__}; please report logs/{crash.name}")
     crash.unlink(missing_ok=True)
     job.record.unlink(missing_ok=True)
-    write_atomically(job.volume, lambda file: np.savez_compressed(file, suvr=suvr.astype(np.float16)))
+    half = {name: values.astype(np.float16) for name, values in maps.items()}
+    write_atomically(job.volume, lambda file: np.savez_compressed(file, **half))
     write_bytes(job.record, json_text({"Fingerprint": print_, **as_json(found)}).encode())
     return Outcome(job, found)
 
@@ -167,7 +168,7 @@ def _kept(job: Job) -> Outcome | None:
         return None
 
 
-def real_suvr(job: Job) -> np.ndarray:
-    """The prepared real scan ``(X, Y, Z)``, float32, NaN where it has no data."""
+def kept_maps(job: Job) -> dict[str, np.ndarray]:
+    """What ``compare`` kept for maps over people, float32; empty if there is nothing."""
     with np.load(job.volume, allow_pickle=False) as file:
-        return file["suvr"].astype(np.float32)
+        return {name: file[name].astype(np.float32) for name in file.files}

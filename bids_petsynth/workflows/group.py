@@ -19,7 +19,8 @@ from bids_petsynth.types import Case
 
 if TYPE_CHECKING:
     from bids_petsynth.bids.pets import Pair
-    from bids_petsynth.reports.content import Pet
+    from bids_petsynth.evaluation.pairs import Pairs
+    from bids_petsynth.reports.content import Pet, Scan
     from bids_petsynth.workflows.comparisons import Outcome
 
 STATE = Path("group", "work", "state.txt")
@@ -39,6 +40,9 @@ class Plan:
     model: Path | None = None
     group_columns: tuple[str, ...] = ()
     cluster_column: str | None = None
+    diagnosis: str | None = None
+    seeds: int = 5
+    folds: int = 5
     window_min: tuple[float, float] | None = None
     fwhm: float | None = None
     max_gap: int = 365
@@ -103,8 +107,10 @@ def _work(plan: Plan) -> list[str]:
     """Read, compare, write; sentences for the user."""
     from bids_petsynth.bids.index import find_cases, read_filter_file
     from bids_petsynth.clinical.mapping import read_mapping
+    from bids_petsynth.evaluation.pairs import tabulate
     from bids_petsynth.reports.cohort_sections import cohort_sections
     from bids_petsynth.reports.content import read_participant
+    from bids_petsynth.reports.diagnosis_section import diagnosis_of, diagnosis_section
     from bids_petsynth.reports.group import write_group
     from bids_petsynth.reports.participant import report_path
 
@@ -119,7 +125,13 @@ def _work(plan: Plan) -> list[str]:
     groupings = groups(cohort, plan.group_columns)
     clusters = clusters_of(cohort, plan.cluster_column)
     sections = cohort_sections(cohort, groupings, model_inputs(plan.model))
-    sections += _with_real_pet(plan, cohort, cases, scans, filters, groupings, clusters)
+    compared = _compare(plan, cases, scans, filters)
+    pairs = tabulate(cohort, {one.job.key: one.found for one in compared.outcomes if one.found}, clusters)
+    sections += _with_real_pet(plan, cohort, compared, pairs, groupings, clusters)
+    if plan.diagnosis:
+        inputs = model_inputs(plan.model)
+        found = diagnosis_of(cohort, pairs, plan.diagnosis, clusters, inputs, plan.seeds, plan.folds, plan.seed)
+        sections.append(diagnosis_section(found, plan.diagnosis, cohort.simulated))
     reports = {f"sub-{label}": report_path(label) for label in labels if (plan.out_dir / report_path(label)).is_file()}
     write_group(
         plan.out_dir,
@@ -133,39 +145,56 @@ def _work(plan: Plan) -> list[str]:
     return [sentence for section in sections[:1] for sentence in section.sentences[:2]]
 
 
-def _with_real_pet(plan, cohort, cases, scans, filters, groupings, clusters) -> list[Section]:
-    """The comparisons, and the sections that show them."""
+@dataclass(frozen=True)
+class Compared:
+    """All comparisons, and the real scans that could not be compared, with the reason."""
+
+    outcomes: Sequence[Outcome]
+    left: pd.DataFrame
+
+
+def _compare(plan: Plan, cases: list[Case], scans: list[Scan], filters: dict | None) -> Compared:
+    """Find the real scans and compare each with its synthetic one."""
     from bids_petsynth.bids.pets import find_pets, pair
-    from bids_petsynth.evaluation.pairs import tabulate
     from bids_petsynth.pet.tracers import canonical
-    from bids_petsynth.reports import comparison_sections as parts
     from bids_petsynth.workflows.comparisons import jobs, run_all
 
     real = find_pets(
         plan.bids_dir, plan.participants or None, plan.sessions or None, filters, plan.derivatives, canonical
     )
-    todo, left = jobs(
-        scans,
-        pair(cases, real, plan.max_gap),
-        out_dir=plan.out_dir,
-        window_min=plan.window_min,
-        fwhm=plan.fwhm,
-        seed=plan.seed,
-    )
+    how = {"out_dir": plan.out_dir, "window_min": plan.window_min, "fwhm": plan.fwhm, "seed": plan.seed}
+    todo, left = jobs(scans, pair(cases, real, plan.max_gap), **how)
     outcomes = run_all(todo, plan.nprocs, say)
-    found = {outcome.job.key: outcome.found for outcome in outcomes if outcome.found}
-    equations = {outcome.job.key[2]: equation_of(outcome.job.pet) for outcome in outcomes if outcome.found}
     rest = [(one.job.pair, one.problem) for one in outcomes if one.problem]
-    tables = tabulate(cohort, found, clusters)
-    done = [parts.compared(cohort, pairs, equations[name], plan.seed) for name, pairs in tables.items()]
+    return Compared(outcomes, left_out([*left, *rest]))
+
+
+def _with_real_pet(
+    plan: Plan,
+    cohort: Cohort,
+    compared: Compared,
+    pairs: Mapping[str, Pairs],
+    groupings: Mapping[str, pd.Series],
+    clusters: pd.Series,
+) -> list[Section]:
+    """The sections that show the comparisons."""
+    from bids_petsynth.models.synthesizer import built_in
+    from bids_petsynth.reports import comparison_sections as parts
+    from bids_petsynth.workflows.maps import maps_section
+
+    done = [one for one in compared.outcomes if one.found]
+    equations = {one.job.key[2]: equation_of(one.job.pet) for one in done}
+    all_parts = [parts.compared(cohort, own, equations[name], plan.seed) for name, own in pairs.items()]
+    first = {part.first.tracer: set(part.first.real.index) for part in all_parts}
     return [
-        parts.pairs_section(done, left_out([*left, *rest]), preparation(outcomes), cohort.simulated),
-        parts.image_section(done),
-        parts.regional_section(done),
-        parts.global_section(done),
-        parts.change_section(cohort, done),
-        parts.uncertainty_section(done, groupings),
-        parts.fairness_section(done, groupings),
+        parts.pairs_section(all_parts, compared.left, preparation(compared.outcomes), cohort.simulated),
+        parts.image_section(all_parts),
+        maps_section(done, first, clusters, plan.model or built_in()),
+        parts.regional_section(all_parts),
+        parts.global_section(all_parts),
+        parts.change_section(cohort, all_parts),
+        parts.uncertainty_section(all_parts, groupings),
+        parts.fairness_section(all_parts, groupings),
     ]
 
 
