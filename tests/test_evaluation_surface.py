@@ -17,6 +17,7 @@ from bids_petsynth.evaluation.surface import (
     correlation,
     cortex,
     project,
+    residual_correlations,
     statistic_of,
     surface_of,
     template_surface,
@@ -537,3 +538,18 @@ def test_normative_sets_from_training_people():
     # landmarks are balls: only points near one have any grey matter
     assert told.any() and np.ptp(found.mean[told]) < 1e-5 and abs(found.mean[told][0] - 1.2) < 0.1
     assert norms.normative_from_cases(people(9, 29), ("FDG",), grid) == ()
+
+
+def test_residual_correlation_forgets_the_common_pattern():
+    rng = np.random.default_rng(1)
+    common, own = 5 * rng.standard_normal(3000), rng.standard_normal((12, 3000))
+    real = common + own
+    real[0, :100] = np.nan
+    # half of the variance of what is told of a person is theirs
+    told = common + own + rng.standard_normal(own.shape)
+    found = residual_correlations(told, real)
+    # the others' mean of 11 adds 1/11 to each: (1 + 1/11) / sqrt((1 + 1/11) (2 + 1/11))
+    np.testing.assert_allclose(found, np.sqrt((12 / 11) / (23 / 11)), atol=0.06)
+    assert all(correlation(a, b) > 0.95 for a, b in zip(told, real, strict=True))
+    pattern = residual_correlations(common + rng.standard_normal(own.shape), real)
+    assert np.abs(pattern).max() < 0.2 and np.isnan(residual_correlations(told[:1], real[:1])).all()
