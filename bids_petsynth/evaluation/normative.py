@@ -301,6 +301,8 @@ def main(argv: list[str] | None = None) -> None:
     grid = template_grid(tuple(recipe.grid.shape), recipe.grid.voxel_size)
     cases = simulated_normals(heads, recipe.tracers, recipe.grid.voxel_size, args.seed, args.people)
     sets = normative_from_cases(cases, recipe.tracers, grid, simulated=True)
+    if not sets:
+        parser.error(f"--people {args.people} is too few: a useful set has {setting('normative_least')} or more")
     add_to_model(args.model, sets)
     print("; ".join(one.described for one in sets))
 
