@@ -8,7 +8,6 @@ has the opposite sign).
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cache
 
@@ -47,8 +46,13 @@ class Surface:
 
     @property
     def key(self) -> str:
-        """Short hash of the points: values on surfaces with the same key can be compared."""
-        return hashlib.sha256(np.round(self.points, 2).astype("<f4").tobytes()).hexdigest()[:16]
+        """Number, middle and extent of the points: values on surfaces with the same key can be compared.
+
+        A hash of the points would change with the last digits, which another machine's arithmetic may give differently.
+        """
+        # + 0.0 makes -0.0 a 0.0
+        figures = np.round(np.concatenate([self.points.mean(0), self.points.std(0)]), 1) + 0.0
+        return f"{len(self.points)}:" + ",".join(f"{value:.1f}" for value in figures)
 
 
 @dataclass(frozen=True)
