@@ -445,7 +445,8 @@ def test_figures_say_whom_they_compare_with():
     z = np.where(surface.left, -3.0, np.nan)
     found = pictures.z_figure({"synthetic": z}, normal)
     assert found.content.startswith(b"\xff\xd8")
-    assert "3 simulated people" in found.caption and "100% below -1.64" in found.alt
+    assert "3 simulated people" in found.caption and "10% of a normal" in found.caption
+    assert "100% below -1.64" in found.alt
     again = pictures.z_figure({"synthetic": z}, normal)
     assert again.content == found.content
     two = pictures.surface_figure({"a": z, "b": z}, (-3, 3), "z", Figure("s", b"", "", ""), "PuOr_r")

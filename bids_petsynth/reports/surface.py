@@ -285,6 +285,8 @@ def z_figure(rows: Mapping[str, np.ndarray], normative: Normative) -> Figure:
     normative
         The set that they are against.
     """
+    from scipy.stats import norm
+
     size, shown = float(setting("z_window")), float(setting("z_shown"))
     parts = []
     for name, z in rows.items():
@@ -295,7 +297,7 @@ def z_figure(rows: Mapping[str, np.ndarray], normative: Normative) -> Figure:
         f"{normative.tracer} uptake on the brain's surface as z-scores against {normative.described} (3D-SSP's method; "
         f"{'mean' if normative.statistic == 'mean' else 'largest value'} of the cortex along {normative.depth:g} mm "
         f"inwards; positive: more uptake than they have; light grey: between -{shown:g} and {shown:g}; dark grey: no "
-        "cortex)."
+        f"cortex). By chance {2 * norm.sf(shown):.0%} of a normal person's surface is coloured."
     )
     alt = (
         f"Eight views of the brain's surface in colour: orange has more and purple less {normative.tracer} uptake than "
