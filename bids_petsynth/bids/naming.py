@@ -30,6 +30,7 @@ PATTERNS: dict[str, str] = {
     "suvr": "{folder}/pet/{label}_trc-{tracer}_desc-synthMean_suvr.tsv",
     "measures": "{folder}/pet/{label}_trc-{tracer}_desc-synthMean_measures.tsv",
     "sensitivity": "{folder}/pet/{label}_trc-{tracer}_desc-synthMean_sensitivity.tsv",
+    "classes": "{folder}/pet/{label}_desc-synthMean_classes.tsv",
     # for people
     "report": "sub-{participant}.html",
     "figure": "sub-{participant}/figures/{label}_desc-{desc}_{suffix}.{extension}",

@@ -53,6 +53,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=PATH",
         help="preprocessed datasets to use: fmriprep=PATH or smriprep=PATH (T1w and brain mask)",
     )
+    what.add_argument(
+        "--classifier",
+        type=Path,
+        metavar="FOLDER",
+        help="classifier that group --diagnosis has written: its probability is written too (research only)",
+    )
     plan = out.add_argument_group("clinical columns")
     plan.add_argument(
         "--mapping", type=Path, metavar="TSV", help="what the dataset's columns mean (see --write-mapping)"
@@ -114,6 +120,7 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
         spaces=tuple(dict.fromkeys(space_from(text) for text in arguments.output_spaces)),
         derivatives=derivative_folders(arguments.derivatives),
         mapping=arguments.mapping,
+        classifier=arguments.classifier,
         record_values=arguments.record_values,
         nprocs=arguments.nprocs,
         omp_nthreads=threads_of(arguments),
@@ -185,11 +192,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(settings: Settings) -> None:
-    """Find out now what would else fail for every participant: model, tracers, device, mapping, templates."""
+    """Find out now what would else fail for everybody: model, tracers, device, mapping, classifier, templates."""
     from bids_petsynth.anatomy.normalisation import REGISTERED_AT, find_template
     from bids_petsynth.clinical.mapping import read_mapping
     from bids_petsynth.models.synthesizer import check_tracer, choose_device
     from bids_petsynth.workflows import steps
+    from bids_petsynth.workflows.classification import tracers_of
 
     choose_device(settings.device)
     recipe = steps.description_of(settings.model).recipe
@@ -197,6 +205,8 @@ def _check(settings: Settings) -> None:
         check_tracer(recipe, tracer)
     if settings.mapping:
         read_mapping(settings.mapping)
+    if settings.classifier:
+        tracers_of(settings.classifier, settings)
     for space in settings.spaces:
         if not space.is_native:
             for resolution in (REGISTERED_AT, space.resolution):
@@ -250,6 +260,7 @@ def _write_mapping(path: Path, cases: list, settings: Settings) -> int:
 
 def _dry_run(cases: list, settings: Settings) -> int:
     """Print what a run would read and write; nothing is written."""
+    from bids_petsynth.bids.naming import output_path
     from bids_petsynth.errors import InputError
     from bids_petsynth.models.conditioning import used_variables
     from bids_petsynth.workflows import steps
@@ -275,6 +286,8 @@ def _dry_run(cases: list, settings: Settings) -> int:
                 print(f"  {name:<20} {used.get(name, value.status):<10} {value.source}{extra}".rstrip())
         for sentence in (*case.notes, *job.record.warnings):
             print(f"  note: {sentence}")
+        if settings.classifier:
+            print(f"  {output_path('classes', case)}")
         for tracer in settings.tracers:
             print(f"  {tracer}: {'up to date' if tracer in job.current else 'to do'}")
             for path in planned(case, tracer, settings, round(recipe.grid.voxel_size)):

@@ -14,7 +14,7 @@ from bids_petsynth.evaluation.decisions import FIGURES, agreement, compare, figu
 from bids_petsynth.evaluation.folds import Table, fit
 from bids_petsynth.evaluation.leakage import single_columns
 from bids_petsynth.evaluation.statistics import bootstrap
-from bids_petsynth.evaluation.study import REAL, SYNTHETIC, Study, admit, combined, title
+from bids_petsynth.evaluation.study import BLOOD, REAL, SYNTHETIC, T1W, Study, admit, combined, title
 
 #: Classifiers of real PET on real, of synthetic PET on synthetic.
 EACH = "each on its own"
@@ -49,6 +49,7 @@ def diagnose(
     kinds: Sequence[str] = tuple(KINDS),
     n_bootstrap: int = 1000,
     seed: int = 0,
+    about: Mapping[str, Any] | None = None,
 ) -> Diagnosis:
     """Nested cross-validation of classifiers on several sets of features, over the same people.
 
@@ -71,6 +72,8 @@ def diagnose(
         repeated without those that leak.
     defining
         Of them, those that such classes are made with (cognitive scores).
+    about
+        What the saved classifier tells of its cohort: ``Cohort`` (name of the dataset), ``Simulated`` and the like.
 
     Notes
     -----
@@ -108,7 +111,10 @@ def diagnose(
         more, warnings = _leakage(study, wanted, conditioning.reindex(_index(study)), defining, n_bootstrap, seed)
         tables |= more
         sentences += warnings
-    return Diagnosis(tables, tuple(sentences), _chosen(study, wanted, rows, kinds, tables, seed), study.classes)
+    made = _chosen(study, wanted, rows, kinds, tables, seed)
+    if made is not None:
+        made = replace(made, about={"Label": str(label.name or "label"), **(about or {}), **made.about})
+    return Diagnosis(tables, tuple(sentences), made, study.classes)
 
 
 def _index(study: Study) -> pd.Index:
@@ -233,9 +239,9 @@ def _chosen(
     tables: Mapping[str, pd.DataFrame],
     seed: int,
 ) -> Classifier | None:
-    """The classifier with the largest AUC of those that need no real PET, fitted on everybody."""
+    """The classifier with the largest AUC of those that ``participant`` can apply, fitted on everybody."""
     options = [(kind, sources) for kind in kinds for sources in wanted]
-    usable = [i for i, (_, sources) in enumerate(options) if REAL not in sources]
+    usable = [i for i, (_, sources) in enumerate(options) if set(sources) <= {T1W, BLOOD, SYNTHETIC}]
     if not usable:
         return None
     best = max(usable, key=lambda i: rows[i]["auc"])

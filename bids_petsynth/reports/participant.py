@@ -166,6 +166,8 @@ def _parts(out_dir: Path, participant: str, scans: list[Scan], model: Path) -> d
                 figures=[keep(scan.case, figure, name) for figure in made if figure],
             )
         if scan.pets:
+            if scan.classifier:
+                parts[f"{label}_desc-classifier_T1w.html"] = render("part_classifier.html", scan=scan)
             bars = [keep(scan.case, figures.sensitivity(pet), pet.tracer.name) for pet in scan.pets]
             parts[f"{label}_desc-variables_T1w.html"] = render(
                 "part_variables.html", scan=scan, rows=_variable_rows(scan), figures=[bar for bar in bars if bar]
