@@ -18,6 +18,7 @@ from bids_petsynth.evaluation.surface import (
     cortex,
     project,
     residual_correlations,
+    smoothed_within,
     statistic_of,
     surface_of,
     template_surface,
@@ -554,3 +555,20 @@ def test_residual_correlation_forgets_the_common_pattern():
     assert all(correlation(a, b) > 0.95 for a, b in zip(told, real, strict=True))
     pattern = residual_correlations(common + rng.standard_normal(own.shape), real)
     assert np.abs(pattern).max() < 0.2 and np.isnan(residual_correlations(told[:1], real[:1])).all()
+
+
+def test_smoothing_stays_within_the_mask_and_evens_out_noise():
+    depth, mask = sphere()
+    surface = surface_of(mask, GRID.affine)
+    shell = (depth > -3) & (depth < 7)
+    rng = np.random.default_rng(4)
+    sharp = np.where(shell, 1.5, 9.0)
+    even = smoothed_within(sharp, shell, GRID.affine, 6.0)
+    np.testing.assert_allclose(even[shell], 1.5, rtol=1e-5)
+    unknown = np.where(np.arange(GRID.shape[0])[:, None, None] % 7 == 0, np.nan, sharp)
+    np.testing.assert_allclose(smoothed_within(unknown, shell, GRID.affine, 6.0)[shell], 1.5, rtol=1e-5)
+    # the largest value of a noisy scan lies above that of a mean of many, hardly so once both are smoothed
+    scan, far = 1.5 + 0.2 * rng.standard_normal(GRID.shape), np.abs(surface.points[:, 0]) > 10
+    raw = project(scan, GRID.affine, surface, shell).values[far].mean() - 1.5
+    smooth = project(smoothed_within(scan, shell, GRID.affine, 6.0), GRID.affine, surface, shell).values[far]
+    assert raw > 0.1 and np.isfinite(smooth).all() and smooth.mean() - 1.5 < 0.35 * raw

@@ -224,6 +224,20 @@ def cortex(codes: np.ndarray) -> np.ndarray:
     return np.isin(codes, [code for code, _, _, region in lookup() if region.index in grey])
 
 
+def smoothed_within(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray, fwhm: float) -> np.ndarray:
+    """A Gaussian mean of ``fwhm`` mm over the voxels of a mask alone: ``(X, Y, Z)`` float32, NaN far from the mask.
+
+    It brings scans, single draws and means of draws near to one level of noise; without it the largest value along a
+    line would be the higher the noisier the image. What lies outside the mask does not blur in; the mask's values go on
+    a little beyond it, for interpolation.
+    """
+    sigma = fwhm / np.sqrt(8 * np.log(2)) / np.linalg.norm(affine[:3, :3], axis=0)
+    known = mask & np.isfinite(volume)
+    values = ndimage.gaussian_filter(np.where(known, volume, 0).astype(np.float32), sigma)
+    weight = ndimage.gaussian_filter(known.astype(np.float32), sigma)
+    return np.where(weight > 1e-4, values / np.maximum(weight, 1e-4), np.nan).astype(np.float32)
+
+
 def statistic_of(tracer: str) -> str:
     """The statistic that ``data/surface.tsv`` has for a tracer's class."""
     return setting(f"statistic_{tracer_named(tracer).target_class}")
@@ -235,7 +249,8 @@ def project_person(volume: np.ndarray, codes: np.ndarray, affine: np.ndarray, tr
     Parameters
     ----------
     volume, codes
-        ``(X, Y, Z)`` SUVR and ``dseg`` codes on one grid.
+        ``(X, Y, Z)`` SUVR, which is smoothed within the cortex first (:func:`smoothed_within`), and ``dseg`` codes on
+        one grid.
     affine
         Of that grid, RAS+.
 
@@ -244,7 +259,9 @@ def project_person(volume: np.ndarray, codes: np.ndarray, affine: np.ndarray, tr
     ValueError
         If the labels hold too few regions.
     """
-    return project(volume, affine, None, cortex(codes), landmark_warp(codes, affine), statistic_of(tracer))
+    grey = cortex(codes)
+    even = smoothed_within(volume, grey, affine, float(setting("fwhm")))
+    return project(even, affine, None, grey, landmark_warp(codes, affine), statistic_of(tracer))
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
