@@ -197,7 +197,7 @@ def test_a_constant_point_has_no_z():
 
 def test_projections_made_in_other_ways_are_refused():
     normal = norms.normative_of(noise_people(3, 4, 0))
-    for other in (("mean", 13.5, "key"), ("max", 9.0, "key"), ("max", 13.5, "other")):
+    for other in (("mean", 13.5, "key"), ("max", 9.0, "key"), ("max", 13.5, "other"), ("max", 13.5, "key", 0.0)):
         with pytest.raises(ValueError, match="different ways"):
             norms.z_scores(Projection(np.ones(4), *other), normal)
         with pytest.raises(ValueError, match="share"):

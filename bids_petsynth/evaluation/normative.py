@@ -40,7 +40,7 @@ class Normative:
         Number of people.
     simulated
         True if their scans are simulated.
-    tracer, statistic, depth, surface
+    tracer, statistic, depth, surface, fwhm
         What was projected, and how (see :class:`Projection`).
     grid
         Shape and voxel size of the model grid that the scans lay on, ``96x112x96@2``; empty if on none.
@@ -55,6 +55,7 @@ class Normative:
     statistic: str
     depth: float
     surface: str
+    fwhm: float
     grid: str = ""
 
     @property
@@ -85,7 +86,7 @@ def normative_of(
             first = projection
             count, mean, squares = (np.zeros(len(projection.values)) for _ in range(3))
         if _way(projection) != _way(first):
-            raise ValueError("the projections of a normative set must share surface, statistic and depth")
+            raise ValueError("the projections of a normative set must share surface, statistic, depth and smoothing")
         known = np.isfinite(projection.values)
         people += 1
         # Welford 1962 (Technometrics 4:419), per point
@@ -107,12 +108,13 @@ def normative_of(
         first.statistic,
         first.depth,
         first.surface,
+        first.fwhm,
         grid,
     )
 
 
-def _way(made: Projection | Normative) -> tuple[str, float, str]:
-    return made.statistic, round(made.depth, 3), made.surface
+def _way(made: Projection | Normative) -> tuple[str, float, float, str]:
+    return made.statistic, round(made.depth, 3), round(made.fwhm, 3), made.surface
 
 
 def z_scores(projection: Projection, normative: Normative) -> np.ndarray:

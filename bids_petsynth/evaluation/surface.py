@@ -8,7 +8,7 @@ has the opposite sign).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -57,12 +57,16 @@ class Surface:
 
 @dataclass(frozen=True)
 class Projection:
-    """Values ``(P,)`` on a surface (NaN where no cortex was met), how they were taken, and of which surface."""
+    """Values ``(P,)`` on a surface (NaN where no cortex was met), how they were taken, and of which surface.
+
+    ``fwhm`` is that of the smoothing before, in mm.
+    """
 
     values: np.ndarray
     statistic: str
     depth: float
     surface: str
+    fwhm: float = field(default_factory=lambda: float(setting("fwhm")))
 
 
 def surface_of(mask: np.ndarray, affine: np.ndarray, smooth: float | None = None) -> Surface:
@@ -202,7 +206,7 @@ def project(
         out = np.where(known, values, -np.inf).max(1)
     else:
         out = np.where(known, values, 0).sum(1) / np.maximum(known.sum(1), 1)
-    return Projection(np.where(known.any(1), out, np.nan), statistic, depth, surface.key)
+    return Projection(np.where(known.any(1), out, np.nan), statistic, depth, surface.key, 0.0)
 
 
 def _warped(lines: np.ndarray, along: np.ndarray, warp: Warp) -> np.ndarray:
@@ -260,8 +264,10 @@ def project_person(volume: np.ndarray, codes: np.ndarray, affine: np.ndarray, tr
         If the labels hold too few regions.
     """
     grey = cortex(codes)
-    even = smoothed_within(volume, grey, affine, float(setting("fwhm")))
-    return project(even, affine, None, grey, landmark_warp(codes, affine), statistic_of(tracer))
+    fwhm = float(setting("fwhm"))
+    even = smoothed_within(volume, grey, affine, fwhm)
+    found = project(even, affine, None, grey, landmark_warp(codes, affine), statistic_of(tracer))
+    return replace(found, fwhm=fwhm)
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
