@@ -6,10 +6,11 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from bids_petsynth.evaluation.classifier import LOGISTIC
+from bids_petsynth.evaluation.classifier import KINDS, LOGISTIC
 from bids_petsynth.evaluation.decisions import agreement, class_areas, compare, figures, kappa
 from bids_petsynth.evaluation.delong import delong_clustered
 from bids_petsynth.evaluation.diagnosis import AS_IS, CLEANED, DROPPED, diagnose
+from bids_petsynth.evaluation.features import sources as made_features
 from bids_petsynth.evaluation.folds import Table, nested, out_of_fold
 from bids_petsynth.evaluation.leakage import single_columns
 from bids_petsynth.evaluation.study import BLOOD, REAL, SYNTHETIC, T1W, admit
@@ -264,11 +265,13 @@ def test_three_classes_one_of_which_is_planted():
     y = np.arange(150) % 3
     x = rng.normal(size=(150, 3))
     x[:, 0] += 2.5 * (y == 1)
-    found = diagnose({T1W: frame(x)}, labels(y), alone(150), **FAST)
-    area = found.tables["performance_by_class"].set_index("class")["auc"]
-    assert area["AD"] > 0.9
-    assert area["AD"] > max(area["CN"], area["MCI"]) + 0.1
-    assert found.tables["performance"]["auc"][0] == pytest.approx(area.mean())
+    found = diagnose({T1W: frame(x)}, labels(y), alone(150), **(FAST | {"kinds": tuple(KINDS)}))
+    areas = found.tables["performance_by_class"].set_index(["classifier", "class"])["auc"]
+    whole = found.tables["performance"].set_index("classifier")["auc"]
+    for kind in KINDS:
+        assert areas[kind, "AD"] > 0.9
+        assert areas[kind, "AD"] > max(areas[kind, "CN"], areas[kind, "MCI"]) + 0.1
+        assert whole[kind] == pytest.approx(areas[kind].mean())
 
 
 # Leakage and sensitivity.
@@ -309,6 +312,28 @@ def test_a_variable_may_leak_by_its_absence_by_its_middle_or_as_a_word():
     words = pd.DataFrame(columns, index=study.sources[T1W].index).assign(word=np.where(ill, "yes", "no"), same=1.0)
     found = single_columns(study, words).set_index("column")
     assert found["leaks"].to_dict() == {"absent": True, "middle": True, "none": False, "word": True, "same": False}
+
+
+def test_tables_of_a_cohort_go_in_and_a_logarithm_is_its_variable():
+    """Frames by participant and session, features as the package makes them, variables as the dataset has them."""
+    rng = np.random.default_rng(9)
+    y = np.arange(80) % 2
+    rows = pd.MultiIndex.from_arrays([index(80), [""] * 80], names=["participant_id", "session_id"])
+    records = pd.DataFrame({"ptau217_lumipulse": np.exp(0.3 * rng.normal(size=80) + y), "mmse": 29.0}, index=rows)
+    volumes = pd.DataFrame(rng.uniform(1e3, 2e3, (80, 3)), index=rows, columns=["a", "b", "c"])
+    suvr = pd.DataFrame(rng.normal(1.2, 0.1, (80, 2)), index=rows, columns=["a", "b"])
+    label = pd.Series(np.where(y, "AD", "CN"), index=rows, name="dx")
+    units = pd.Series(rows.get_level_values(0), index=rows)
+    given = made_features(volumes, records, {"AV45": suvr})
+    found = diagnose(given, label, units, conditioning=records, about={"Cohort": "x"}, **FAST)
+    assert [name for _, name in found.classifier.columns] == ["log ptau217_lumipulse"]
+    assert found.classifier.about["Label"] == "dx"
+    assert found.classifier.about["Cohort"] == "x"
+    table = found.tables["sensitivity"].set_index(["features", "left_out"])
+    assert table.loc[("T1w + blood", "ptau217_lumipulse"), "auc_loss"] > 0.2
+    assert set(found.tables["leakage"]["column"]) == {"ptau217_lumipulse", "mmse"}
+    none = diagnose(given, label, units, conditioning=records.iloc[:, :0], **FAST)
+    assert "leakage" not in none.tables
 
 
 # Bad cohorts.

@@ -108,7 +108,8 @@ def diagnose(
     if {SYNTHETIC, REAL} <= set(study.sources):
         tables |= _between(study, kinds, n_bootstrap, seed)
     if conditioning is not None:
-        more, warnings = _leakage(study, wanted, conditioning.reindex(_index(study)), defining, n_bootstrap, seed)
+        given = conditioning[~conditioning.index.duplicated()].reindex(_index(study))
+        more, warnings = _leakage(study, wanted, given, defining, n_bootstrap, seed)
         tables |= more
         sentences += warnings
     made = _chosen(study, wanted, rows, kinds, tables, seed)
@@ -155,6 +156,8 @@ def _leakage(
 ) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """What each variable of the synthesis tells by itself, the analysis without those that leak, and without each."""
     known = conditioning.loc[:, conditioning.notna().any()]
+    if known.empty:
+        return {}, []
     singles = single_columns(study, known, defining)
     tables, sentences = {"leakage": singles}, []
     leaking = list(singles.loc[singles["leaks"], "column"])
@@ -165,7 +168,8 @@ def _leakage(
             "table without leakage shows the analysis with and without; to be sure, synthesise again without it."
         )
         tables["without_leakage"] = _without(study, wanted, leaking, known[leaking], n, seed)
-    held = [name for name in known if any(name in study.sources[s] for s in study.sources)]
+    every = list(study.sources)
+    held = [name for name in known if study.columns(every, [name]) != study.columns(every)]
     if held:
         tables["sensitivity"] = _sensitivity(study, wanted, held, n, seed)
     return tables, sentences
@@ -203,7 +207,7 @@ def _sensitivity(
     study: Study, wanted: Sequence[tuple[str, ...]], held: Sequence[str], n: int, seed: int
 ) -> pd.DataFrame:
     """Loss of the figures when one clinical variable is left out of the features (logistic regression)."""
-    sets = [s for s in wanted if any(name in held for _, name in study.columns(s))]
+    sets = [s for s in wanted if study.columns(s, held) != study.columns(s)]
     names, said, whole = [], [], []
     for sources in sets:
         columns = study.columns(sources)

@@ -51,8 +51,14 @@ class Study:
         return replace(self, plans=plans)
 
     def columns(self, sources: Sequence[str], without: Collection[str] = ()) -> list[Column]:
-        """Sources and names of the columns of some sources, those named in ``without`` left out."""
-        return [(source, name) for source in sources for name in self.sources[source] if name not in without]
+        """Sources and names of the columns of some sources, those of the variables ``without`` left out."""
+        # a variable's logarithm is the variable (``features.clinical_features``)
+        return [
+            (source, name)
+            for source in sources
+            for name in self.sources[source]
+            if str(name).removeprefix("log ") not in without and name not in without
+        ]
 
     def values(self, columns: Sequence[Column]) -> np.ndarray:
         """``(N, F)`` of these columns."""
