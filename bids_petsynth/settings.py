@@ -34,6 +34,8 @@ class Settings:
         Model folder; None is the built-in demonstration model.
     n_draws
         Draws per scan.
+    classifier
+        Folder of a classifier whose probabilities are written; None writes none.
     work_dir
         Folder in which intermediate files lie while a run lasts; None is the system's temporary one.
     memory_gb
@@ -55,6 +57,7 @@ class Settings:
     spaces: tuple[Space, ...] = (Space("T1w"),)
     derivatives: Mapping[str, Path] = field(default_factory=dict)
     mapping: Path | None = None
+    classifier: Path | None = None
     record_values: bool = False
     nprocs: int = 1
     omp_nthreads: int = 1
@@ -66,7 +69,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         # workers change their folder, and links may lead to the same place under two names: paths are made full once
-        for name in ("bids_dir", "out_dir", "model", "mapping", "work_dir"):
+        for name in ("bids_dir", "out_dir", "model", "mapping", "classifier", "work_dir"):
             if (path := getattr(self, name)) is not None:
                 object.__setattr__(self, name, Path(path).resolve())
         full = {name: Path(path).resolve() for name, path in self.derivatives.items()}

@@ -35,6 +35,7 @@ _IGNORED = (
     "*_suvr.*",
     "*_sensitivity.*",
     "*_xfm.*",
+    "group",
     "group_*",
     "status.tsv",
     ".*.tmp",

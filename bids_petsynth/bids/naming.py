@@ -30,6 +30,7 @@ PATTERNS: dict[str, str] = {
     "suvr": "{folder}/pet/{label}_trc-{tracer}_desc-synthMean_suvr.tsv",
     "measures": "{folder}/pet/{label}_trc-{tracer}_desc-synthMean_measures.tsv",
     "sensitivity": "{folder}/pet/{label}_trc-{tracer}_desc-synthMean_sensitivity.tsv",
+    "classes": "{folder}/pet/{label}_desc-synthMean_classes.tsv",
     # for people
     "report": "sub-{participant}.html",
     "figure": "sub-{participant}/figures/{label}_desc-{desc}_{suffix}.{extension}",
@@ -37,6 +38,11 @@ PATTERNS: dict[str, str] = {
     "citation": "logs/CITATION.{extension}",
     "group_regions": "group_desc-synthMean_regions.tsv",
     "status": "status.tsv",
+    "group_report": "group.html",
+    "group_table": "group/{table}.tsv",
+    "group_figure": "group/figures/{desc}.{extension}",
+    "comparison": "group/work/{label}_trc-{tracer}_comparison.json",
+    "comparison_maps": "group/work/{label}_trc-{tracer}_maps.npz",
     # raw data, written by the simulation only
     "raw_t1w": "{folder}/anat/{label}_rec-{rec}_T1w.nii.gz",
     "raw_pet": "{folder}/pet/{label}_trc-{tracer}_rec-{rec}_pet.nii.gz",

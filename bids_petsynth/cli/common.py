@@ -183,16 +183,6 @@ def set_up(threads: int, verbose: int) -> None:
     logging.getLogger("bids_petsynth").setLevel(level)
 
 
-def canonical(name: str) -> str:
-    """A tracer's name in the table of tracers, or as it is."""
-    from bids_petsynth.pet.tracers import tracer
-
-    try:
-        return tracer(name).name
-    except UsageError:
-        return name
-
-
 def filters_of(arguments: argparse.Namespace) -> dict | None:
     """Content of ``--bids-filter-file``, None without one."""
     from bids_petsynth.bids.index import read_filter_file

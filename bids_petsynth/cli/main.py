@@ -13,6 +13,7 @@ from bids_petsynth.errors import InputError, PetsynthError, UsageError
 #: Level → what it does; each has a module of its name in this room with ``parser()`` and ``run(arguments)``.
 LEVELS = {
     "participant": "T1w and clinical values → synthetic PET derivatives of each participant",
+    "group": "all participants → evaluation tables, figures and OUTPUT_DIR/group.html",
     "train": "paired T1w and PET → OUTPUT_DIR/models/NAME, for `participant --model`",
     "simulate": "T1w scans → a raw BIDS dataset of the same heads with SIMULATED PET, plasma and clinical values",
 }

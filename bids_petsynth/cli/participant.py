@@ -11,7 +11,6 @@ from bids_petsynth.cli.common import (
     add_language,
     add_running,
     add_selection,
-    canonical,
     derivative_folders,
     filters_of,
     find_requested,
@@ -56,6 +55,12 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=PATH",
         help="preprocessed datasets to use: fmriprep=PATH or smriprep=PATH (T1w and brain mask)",
+    )
+    what.add_argument(
+        "--classifier",
+        type=Path,
+        metavar="FOLDER",
+        help="classifier that group --diagnosis has written: its probability is written too (research only)",
     )
     plan = out.add_argument_group("clinical columns")
     plan.add_argument(
@@ -126,6 +131,7 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
         spaces=tuple(dict.fromkeys(space_from(text) for text in arguments.output_spaces)),
         derivatives=derivative_folders(arguments.derivatives),
         mapping=arguments.mapping,
+        classifier=arguments.classifier,
         record_values=arguments.record_values,
         nprocs=arguments.nprocs,
         omp_nthreads=threads_of(arguments),
@@ -202,6 +208,7 @@ def _with_sources(cases: list, arguments: argparse.Namespace, settings: Settings
     """The cases with the real PET scans that the model takes as sources, if it takes any."""
     from bids_petsynth.bids.pets import find_pets, with_pets
     from bids_petsynth.models.conditioning import is_pet
+    from bids_petsynth.pet.tracers import canonical
     from bids_petsynth.workflows import steps
 
     tracers = [name for name in steps.description_of(settings.model).recipe.conditioning.sources if is_pet(name)]
@@ -212,11 +219,12 @@ def _with_sources(cases: list, arguments: argparse.Namespace, settings: Settings
 
 
 def _check(settings: Settings) -> None:
-    """Find out now what would else fail for every participant: model, tracers, device, mapping, templates."""
+    """Find out now what would else fail for everybody: model, tracers, device, mapping, classifier, templates."""
     from bids_petsynth.anatomy.normalisation import REGISTERED_AT, find_template
     from bids_petsynth.clinical.mapping import read_mapping
     from bids_petsynth.models.synthesizer import check_tracer, choose_device
     from bids_petsynth.workflows import steps
+    from bids_petsynth.workflows.classification import tracers_of
 
     choose_device(settings.device)
     recipe = steps.description_of(settings.model).recipe
@@ -224,6 +232,8 @@ def _check(settings: Settings) -> None:
         check_tracer(recipe, tracer)
     if settings.mapping:
         read_mapping(settings.mapping)
+    if settings.classifier:
+        tracers_of(settings.classifier, settings)
     for space in settings.spaces:
         if not space.is_native:
             for resolution in (REGISTERED_AT, space.resolution):
@@ -277,6 +287,7 @@ def _write_mapping(path: Path, cases: list, settings: Settings) -> int:
 
 def _dry_run(cases: list, settings: Settings) -> int:
     """Print what a run would read and write; nothing is written."""
+    from bids_petsynth.bids.naming import output_path
     from bids_petsynth.clinical.language import TextOptions
     from bids_petsynth.errors import InputError
     from bids_petsynth.models.conditioning import used_variables
@@ -308,6 +319,8 @@ def _dry_run(cases: list, settings: Settings) -> int:
                 print(f"  {name:<20} {used.get(name, value.status):<10} {value.source}{extra}".rstrip())
         for sentence in (*case.notes, *job.record.warnings):
             print(f"  note: {sentence}")
+        if settings.classifier:
+            print(f"  {output_path('classes', case)}")
         for tracer in settings.tracers:
             print(f"  {tracer}: {'up to date' if tracer in job.current else 'to do'}")
             for path in planned(case, tracer, settings, round(recipe.grid.voxel_size)):

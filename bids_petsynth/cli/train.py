@@ -15,7 +15,6 @@ from bids_petsynth.cli.common import (
     add_language,
     add_running,
     add_selection,
-    canonical,
     derivative_folders,
     filters_of,
     find_requested,
@@ -119,6 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
     from bids_petsynth.models.folder import load_model
     from bids_petsynth.models.recipe import load_recipe
     from bids_petsynth.models.synthesizer import choose_device
+    from bids_petsynth.pet.tracers import canonical
     from bids_petsynth.training import generator
     from bids_petsynth.training.launch import launch
     from bids_petsynth.training.real import split_people

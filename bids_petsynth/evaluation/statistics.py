@@ -63,3 +63,53 @@ def bootstrap(
     tail = 50 * (1 - level)
     low, high = np.nanpercentile(found, [tail, 100 - tail], axis=0)
     return Interval(np.asarray(statistic(np.arange(len(clusters)))), low, high)
+
+
+def resample_counts(clusters: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
+    """``(n, N)`` how often each person is in each of the :func:`resamples`: weights for statistics that are means."""
+    size = len(clusters)
+    draws = resamples(clusters, n, np.random.default_rng(seed))
+    return np.stack([np.bincount(index, minlength=size) for index in draws]).astype(float)
+
+
+def bootstrap_means(values: np.ndarray, counts: np.ndarray, level: float = 0.95) -> Interval:
+    """Means over people of ``(N, K)`` figures with percentile intervals, all from the same resamples.
+
+    ``counts`` is from :func:`resample_counts`; NaN is left out, and a figure without any value is NaN.
+    """
+    known = np.isfinite(values)
+    filled, weight = np.where(known, values, 0), known.astype(float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = (counts @ filled) / (counts @ weight)
+        estimate = filled.sum(0) / weight.sum(0)
+    return Interval(estimate, *percentiles(found, level))
+
+
+def percentiles(found: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the percentile interval over axis 0, NaN where nothing is known."""
+    tail = 50 * (1 - level)
+    empty = ~np.isfinite(found).any(0)
+    low, high = np.nanpercentile(np.where(empty, 0.0, found), [tail, 100 - tail], axis=0)
+    return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
+
+
+def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Student-t confidence interval of the mean of independent values; NaN of fewer than two."""
+    from scipy import stats
+
+    n = len(values)
+    if n < 2:
+        return float("nan"), float("nan")
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p-values corrected by Holm's procedure (statsmodels); NaN stays and does not count as a test."""
+    from statsmodels.stats.multitest import multipletests
+
+    out = np.full(len(p), np.nan)
+    known = np.isfinite(p)
+    if known.any():
+        out[known] = multipletests(p[known], method="holm")[1]
+    return out

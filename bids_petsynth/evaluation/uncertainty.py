@@ -137,3 +137,47 @@ def delong(scores: np.ndarray, outcome: np.ndarray) -> Discrimination:
     below = 1 - (ranks[:, ~positive] - stats.rankdata(scores[:, ~positive], axis=1)) / m
     covariance = np.atleast_2d(np.cov(above)) / m + np.atleast_2d(np.cov(below)) / n
     return Discrimination(above.mean(1), covariance)
+
+
+@dataclass(frozen=True)
+class Predictive:
+    """Student-t predictive distributions ``(...)``: location, scale and degrees of freedom of each."""
+
+    location: np.ndarray
+    scale: np.ndarray
+    freedom: np.ndarray
+
+    def covers(self, truth: np.ndarray, level: float) -> np.ndarray:
+        """1 where the central interval of a level holds ``truth (...)``, else 0; NaN where one is unknown."""
+        half = stats.t.ppf((1 + level) / 2, self.freedom) * self.scale
+        known = np.isfinite(half) & np.isfinite(truth) & np.isfinite(self.location)
+        return np.where(known, np.abs(truth - self.location) <= half, np.nan)
+
+    def crps(self, truth: np.ndarray) -> np.ndarray:
+        """Continuous ranked probability score ``(...)``; NaN with one degree of freedom, which has none.
+
+        Closed form of the Student-t: Jordan, Krüger & Lerch, J. Stat. Softw. 90 (2019) 12, appendix A.2.
+        """
+        from scipy.special import beta
+
+        v = np.where(self.freedom > 1, self.freedom, np.nan)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            z = (truth - self.location) / self.scale
+            most = 2 * np.sqrt(v) / (v - 1) * beta(0.5, v - 0.5) / beta(0.5, v / 2) ** 2
+            score = z * (2 * stats.t.cdf(z, v) - 1) + 2 * stats.t.pdf(z, v) * (v + z**2) / (v - 1) - most
+        return self.scale * score
+
+
+def from_intervals(low80: np.ndarray, high80: np.ndarray, low95: np.ndarray, high95: np.ndarray) -> Predictive:
+    """The Student-t that has these 80 and 95 % intervals, as the tables of synthetic SUVR give them.
+
+    The ratio of the widths tells the degrees of freedom (1 to 1000), the width the scale; NaN where an end is unknown.
+    """
+    grid = np.geomspace(1, 1000, 400)
+    ratios = stats.t.ppf(0.975, grid) / stats.t.ppf(0.90, grid)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = (high95 - low95) / (high80 - low80)
+        freedom = np.exp(np.interp(ratio, ratios[::-1], np.log(grid)[::-1]))
+    freedom = np.where(np.isfinite(ratio), freedom, np.nan)
+    scale = (high95 - low95) / 2 / stats.t.ppf(0.975, freedom)
+    return Predictive((low95 + high95) / 2, scale, freedom)

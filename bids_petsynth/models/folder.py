@@ -46,6 +46,8 @@ class Model:
         Names of the heads that it was trained on.
     ranges
         Rows of ``regions.tsv`` (see :func:`training_ranges`); empty in a loaded model, which does without them.
+    surface
+        Content of ``surface.safetensors`` (see ``evaluation.normative``); empty in a loaded model.
     demonstration
         True if it was trained on simulated PET.
     weights_sha256, fingerprint
@@ -66,6 +68,7 @@ class Model:
     demonstration: bool = False
     spread: Mapping[str, float] = field(default_factory=dict)
     ranges: tuple[Mapping[str, str], ...] = ()
+    surface: bytes = b""
     card: str = ""
     weights_sha256: str = ""
     fingerprint: str = ""
@@ -138,6 +141,10 @@ def save_model(model: Model, folder: Path) -> None:
     if model.ranges:
         _write_ranges(folder / "regions.tsv", model.ranges)
         names.append("regions.tsv")
+    (folder / "surface.safetensors").unlink(missing_ok=True)
+    if model.surface:
+        (folder / "surface.safetensors").write_bytes(model.surface)
+        names.append("surface.safetensors")
     about = {
         "format": FORMAT,
         "name": model.recipe.name,
@@ -181,7 +188,7 @@ def _read_json(path: Path) -> dict:
     return found
 
 
-def _verified(folder: Path) -> dict:
+def verified(folder: Path) -> dict:
     """``model.json`` after checks of the folder, the format version and every file's checksum."""
     if not folder.is_dir():
         raise ModelError(f"There is no model folder {folder}; check the path.")
@@ -214,6 +221,20 @@ def _verified(folder: Path) -> dict:
     return about
 
 
+def optional_file(folder: Path, name: str, weights_sha256: str) -> Path | None:
+    """A file of a model folder that not every model has; None if it is not there or belongs to other weights.
+
+    Raises
+    ------
+    ModelError
+        If the file is there but the folder is incomplete or damaged.
+    """
+    if not (folder / name).is_file():
+        return None
+    sums = verified(folder)["sha256"]
+    return folder / name if _weights_sum(sums) == weights_sha256 and name in sums else None
+
+
 def training_ranges(folder: Path, weights_sha256: str) -> dict[str, dict[str, dict[str, str]]]:
     """Regional SUVR over the people that a model was trained on, from the optional ``regions.tsv`` of its folder.
 
@@ -234,13 +255,11 @@ def training_ranges(folder: Path, weights_sha256: str) -> dict[str, dict[str, di
     ModelError
         If the folder has such a table but is incomplete or damaged.
     """
-    if not (Path(folder) / "regions.tsv").is_file():
-        return {}
-    about = _verified(Path(folder))
-    if _weights_sum(about["sha256"]) != weights_sha256 or "regions.tsv" not in about["sha256"]:
+    path = optional_file(Path(folder), "regions.tsv", weights_sha256)
+    if path is None:
         return {}
     ranges: dict[str, dict[str, dict[str, str]]] = {}
-    with (Path(folder) / "regions.tsv").open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file, delimiter="\t"):
             ranges.setdefault(row["tracer"], {})[row["name"]] = row
     return ranges
@@ -282,7 +301,7 @@ def load_model(folder: Path) -> Model:
         If something is missing, damaged, from a newer version, or recipe and weights do not match.
     """
     folder = Path(folder)
-    about = _verified(folder)
+    about = verified(folder)
     recipe = parse_recipe((folder / "recipe.toml").read_text(encoding="utf-8"), str(folder / "recipe.toml"))
     calibration = _read_json(folder / "calibration.json")
     try:

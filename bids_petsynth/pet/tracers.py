@@ -158,6 +158,14 @@ def tracer(name: str) -> Tracer:
     raise UsageError(f"Unknown tracer '{name}'. Known tracers: {known}.")
 
 
+def canonical(name: str) -> str:
+    """A tracer's name in the table of tracers, or as it is."""
+    try:
+        return tracer(name).name
+    except UsageError:
+        return name
+
+
 @cache
 def targets() -> dict[str, Target]:
     """All composites by name, in the order of the table."""

@@ -73,6 +73,8 @@ class Scan:
         What is done, by tracer.
     failures
         Tracer (empty: the scan as a whole) → the sentence of status.tsv.
+    classes, classifier
+        Rows of a classifier's probabilities and their sidecar; empty where none was applied.
     """
 
     case: Case
@@ -82,6 +84,8 @@ class Scan:
     about: Mapping[str, Any]
     pets: Sequence[Pet]
     failures: Mapping[str, str]
+    classes: Sequence[Row] = ()
+    classifier: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -155,6 +159,8 @@ def _read_scan(out_dir: Path, participant: str, session: str | None, notes: Sequ
     means = sorted((out_dir / output_path("regions", case, tracer="x")).parent.glob(f"{case.label}_trc-*Mean_pet.json"))
     here = [path for path in means if entities_of(path).get("space") == "T1w" and whole]
     pets = [_read_pet(out_dir, case, path, means) for path in here if entities_of(path)["trc"] not in failures]
+    classes = out_dir / output_path("classes", case)
+    classifier = _json(sidecar_path(classes)) if whole and classes.is_file() else {}
     return Scan(
         case=case,
         t1w=t1w if whole else None,
@@ -163,6 +169,8 @@ def _read_scan(out_dir: Path, participant: str, session: str | None, notes: Sequ
         about=about if whole else {},
         pets=sorted((pet for pet in pets if pet is not None), key=lambda pet: _natural(pet.tracer.name)),
         failures=failures,
+        classes=read_tsv(classes)[0] if classifier else (),
+        classifier=classifier,
     )
 
 

@@ -130,7 +130,8 @@ def _groups(labels: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _new(width: float, height: float):
+def new_canvas(width: float, height: float):
+    """A matplotlib figure of that size in inches, in the style of all reports."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -140,7 +141,7 @@ def _new(width: float, height: float):
     return Canvas(figsize=(width, height))
 
 
-def _jpeg(canvas, dpi: int) -> bytes:
+def jpeg(canvas, dpi: int) -> bytes:
     """A picture of an image: a fifth of a PNG's size, colours at full resolution."""
     out = io.BytesIO()
     options = {"quality": 88, "subsampling": 0, "optimize": True}
@@ -148,7 +149,8 @@ def _jpeg(canvas, dpi: int) -> bytes:
     return out.getvalue()
 
 
-def _svg(canvas) -> bytes:
+def svg(canvas) -> bytes:
+    """The figure as SVG whose text is text; the same figure gives the same bytes."""
     import matplotlib
 
     out = io.BytesIO()
@@ -160,7 +162,8 @@ def _svg(canvas) -> bytes:
     return out.getvalue().replace(b"'DejaVu Sans'", b"'DejaVu Sans', Verdana, Arial, sans-serif")
 
 
-def _bare(axes, background: str) -> None:
+def bare(axes, background: str) -> None:
+    """Take ticks and frame off."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_facecolor(background)
@@ -176,7 +179,7 @@ def _sides(axes, colour: str) -> None:
 
 def contours(scene: Upright) -> Figure:
     """T1w with the outlines of the labels: axial, coronal and sagittal slices."""
-    canvas = _new(12, 6.6)
+    canvas = new_canvas(12, 6.6)
     canvas.set_facecolor("black")
     masks = _groups(scene.labels)
     count = 6
@@ -184,7 +187,7 @@ def contours(scene: Upright) -> Figure:
     canvas.subplots_adjust(0.005, 0.05, 0.995, 0.995)
     for row, axis in zip(grid, (2, 1, 0), strict=True):
         for axes, index in zip(row, scene.slices(axis, count), strict=True):
-            _bare(axes, "black")
+            bare(axes, "black")
             axes.imshow(_cut(scene.t1w, axis, index), cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
             for name, (colour, _) in OUTLINES.items():
                 mask = _cut(masks[name], axis, index)
@@ -198,7 +201,7 @@ def contours(scene: Upright) -> Figure:
         "Slices of the T1w image in three planes, six each, with the outlines of "
         f"{', '.join(OUTLINES)} drawn over it, to check that labels follow the anatomy."
     )
-    return Figure("contours", _jpeg(canvas, 110), alt, "T1w with the outlines of the labels (L is the person's left).")
+    return Figure("contours", jpeg(canvas, 110), alt, "T1w with the outlines of the labels (L is the person's left).")
 
 
 def planes(scene: Upright, pet: Pet) -> Figure:
@@ -245,24 +248,24 @@ def uncertainty(scene: Upright, pet: Pet) -> Figure:
 def _three(scene: Upright, volume: np.ndarray, window: tuple[float, float, str], label: str, about: Figure) -> Figure:
     low, high, colours = window
     dark = colours != "gray_r"
-    canvas = _new(10, 3.2)
+    canvas = new_canvas(10, 3.2)
     canvas.set_facecolor("black" if dark else "white")
     ink = "white" if dark else "#222222"
     extents = (BOX[0], BOX[0], BOX[1], 26)
     *grid, bar = canvas.subplots(1, 4, gridspec_kw={"width_ratios": extents, "wspace": 0.02})
     canvas.subplots_adjust(0.005, 0.02, 0.94, 0.98)
     for axes, axis in zip(grid, (2, 1, 0), strict=True):
-        _bare(axes, "black" if dark else "white")
+        bare(axes, "black" if dark else "white")
         picture = axes.imshow(
             _cut(volume, axis, scene.centre[axis]), cmap=colours, vmin=low, vmax=high, interpolation="bilinear"
         )
         if axis != 0:
             _sides(axes, ink)
-    _bar(canvas, bar, picture, label, ink)
-    return Figure(about.desc, _jpeg(canvas, 110), about.alt, about.caption)
+    colour_bar(canvas, bar, picture, label, ink)
+    return Figure(about.desc, jpeg(canvas, 110), about.alt, about.caption)
 
 
-def _bar(canvas, axes, picture, label: str, ink: str) -> None:
+def colour_bar(canvas, axes, picture, label: str, ink: str) -> None:
     """A colour bar with its unit."""
     axes.set_axis_off()
     bar = canvas.colorbar(picture, cax=axes.inset_axes([0.1, 0.08, 0.3, 0.84]))
@@ -277,14 +280,14 @@ def mosaic(scene: Upright, pet: Pet) -> Figure:
     rows, columns = 2, 7
     mean = sample(pet.mean, scene.affine, scene.t1w.shape, 1)
     low, high = pet.tracer.display
-    canvas = _new(13, 4.2)
+    canvas = new_canvas(13, 4.2)
     canvas.set_facecolor("black")
     ratios = [*[1.0] * columns, 0.42]
     grid = canvas.subplots(rows, columns + 1, gridspec_kw={"wspace": 0.01, "hspace": 0.01, "width_ratios": ratios})
     canvas.subplots_adjust(0.003, 0.005, 0.965, 0.995)
     shown = grid[:, :columns].ravel()
     for axes, index in zip(shown, scene.slices(2, rows * columns), strict=True):
-        _bare(axes, "black")
+        bare(axes, "black")
         axes.imshow(_cut(scene.t1w, 2, index), cmap="gray", vmin=0, vmax=1.2, interpolation="bilinear")
         over = np.where(_cut(scene.labels, 2, index) > 0, _cut(mean, 2, index), np.nan)
         colours = display_of(pet.tracer).overlay
@@ -292,7 +295,7 @@ def mosaic(scene: Upright, pet: Pet) -> Figure:
     _sides(shown[0], "white")
     for axes in grid[1:, columns]:
         axes.set_axis_off()
-    _bar(canvas, grid[0, columns], picture, "", "white")
+    colour_bar(canvas, grid[0, columns], picture, "", "white")
     grid[0, columns].set_position([0.935, 0.1, 0.05, 0.8])
     grid[0, columns].text(0.1, 0.97, "SUVR", color="white", transform=grid[0, columns].transAxes)
     alt = (
@@ -300,7 +303,7 @@ def mosaic(scene: Upright, pet: Pet) -> Figure:
         f"(dark) to {high:g} SUVR (bright). {_in_words(pet)}"
     )
     caption = f"Synthetic {pet.tracer.name} PET over the T1w; fixed window {low:g} to {high:g} SUVR."
-    return Figure("mosaic", _jpeg(canvas, 100), alt, caption)
+    return Figure("mosaic", jpeg(canvas, 100), alt, caption)
 
 
 def _in_words(pet: Pet) -> str:
@@ -320,7 +323,7 @@ def regional(pet: Pet, ranges: Mapping[str, Row]) -> Figure:
     names = [region.name for region in all_regions() if region.tissue in ("gm", "deep")]
     rows = {row["name"]: row for row in pet.regions}
     half = (len(names) + 1) // 2
-    canvas = _new(11, 0.235 * half + 0.9)
+    canvas = new_canvas(11, 0.235 * half + 0.9)
     top = _ceiling(pet, ranges)
     for axes, part in zip(canvas.subplots(1, 2), (names[:half], names[half:]), strict=True):
         for place, name in enumerate(part):
@@ -355,7 +358,7 @@ def regional(pet: Pet, ranges: Mapping[str, Row]) -> Figure:
     caption = "Regional SUVR with 95 % predictive intervals (lines); the dotted line is the reference region." + (
         " Grey: where the people lie that the model was trained on." if ranges else ""
     )
-    return Figure("regions", _svg(canvas), alt, caption)
+    return Figure("regions", svg(canvas), alt, caption)
 
 
 def _region_bar(axes, row: Row | None, known: Row | None, place: float, colour: str) -> None:
@@ -394,7 +397,7 @@ def centiloid(pet: Pet) -> Figure | None:
     if value is None:
         return None
     low, high = (number(pet.measures.get(f"centiloid_{end}95")) for end in ("low", "high"))
-    canvas = _new(6, 0.9)
+    canvas = new_canvas(6, 0.9)
     axes = canvas.subplots()
     if low is not None and high is not None:
         axes.barh(0, high - low, 0.34, left=low, color=SKY)
@@ -416,7 +419,7 @@ def centiloid(pet: Pet) -> Figure | None:
         "Centiloid (dot) with its 95 % interval (bar); the strong line is the cut-off of positivity, "
         f"{default_cutoff().centiloid:g}, the thin ones are others in use."
     )
-    return Figure("centiloid", _svg(canvas), alt, caption)
+    return Figure("centiloid", svg(canvas), alt, caption)
 
 
 def sensitivity(pet: Pet) -> Figure | None:
@@ -425,7 +428,7 @@ def sensitivity(pet: Pet) -> Figure | None:
     moved = sorted(((n, c) for n, c in moved if c is not None), key=lambda item: -abs(item[1]))
     if not moved:
         return None
-    canvas = _new(6, 0.28 * len(moved) + 0.7)
+    canvas = new_canvas(6, 0.28 * len(moved) + 0.7)
     axes = canvas.subplots()
     for place, (_, change) in enumerate(moved):
         axes.barh(place, change, 0.6, color=VERMILION if change > 0 else BLUE)
@@ -437,4 +440,4 @@ def sensitivity(pet: Pet) -> Figure | None:
     axes.set_xlabel(f"change of the target SUVR of {pet.tracer.name} by the value")
     words = ", ".join(f"{name} {change:+.3f}" for name, change in moved)
     alt = f"Bar chart of how much each value moved the target SUVR of {pet.tracer.name}: {words}."
-    return Figure("sensitivity", _svg(canvas), alt, "Target SUVR with the value minus without it.")
+    return Figure("sensitivity", svg(canvas), alt, "Target SUVR with the value minus without it.")

@@ -18,7 +18,7 @@ from bids_petsynth.clinical.variables import variables
 from bids_petsynth.errors import ModelError
 from bids_petsynth.models.folder import training_ranges
 from bids_petsynth.pet.tracers import default_cutoff
-from bids_petsynth.reports import figures, viewer
+from bids_petsynth.reports import figures, surface, viewer
 from bids_petsynth.reports.boilerplate import methods
 from bids_petsynth.reports.content import Pet, Row, Scan, number, read_participant
 from bids_petsynth.reports.pages import render
@@ -156,12 +156,18 @@ def _parts(out_dir: Path, participant: str, scans: list[Scan], model: Path) -> d
                 figures.mosaic(scene, pet),
                 figures.uncertainty(scene, pet),
                 figures.regional(pet, ranges),
+                surface.participant_figure(scan, pet, model),
             )
             gauges[label, name] = keep(scan.case, figures.centiloid(pet), name)
             parts[f"{label}_trc-{name}_desc-synthesis_pet.html"] = render(
-                "part_pet.html", scan=scan, pet=pet, figures=[keep(scan.case, figure, name) for figure in made]
+                "part_pet.html",
+                scan=scan,
+                pet=pet,
+                figures=[keep(scan.case, figure, name) for figure in made if figure],
             )
         if scan.pets:
+            if scan.classifier:
+                parts[f"{label}_desc-classifier_T1w.html"] = render("part_classifier.html", scan=scan)
             bars = [keep(scan.case, figures.sensitivity(pet), pet.tracer.name) for pet in scan.pets]
             parts[f"{label}_desc-variables_T1w.html"] = render(
                 "part_variables.html", scan=scan, rows=_variable_rows(scan), figures=[bar for bar in bars if bar]

@@ -136,14 +136,16 @@ class _ReportOutput(TraitedSpec):
 
 
 class WriteReport(SimpleInterface):
-    """The participant's report from the files in the output folder, whether its scans are done or failed."""
+    """The participant's probabilities and report from the files in the output folder, whether done or failed."""
 
     input_spec = _ReportInput
     output_spec = _ReportOutput
 
     def _run_interface(self, runtime):
         case, settings = self.inputs.case, self.inputs.settings
-        self._results["failure"] = steps.report(settings, case.participant)
+        # a failure of the classifier must not take the report along
+        unclassified = attempt(lambda: steps.classified(case, settings), settings, f"{case.label}_classifier")
+        self._results["failure"] = steps.report(settings, case.participant) or unclassified
         return runtime
 
 

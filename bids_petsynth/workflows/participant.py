@@ -217,6 +217,11 @@ def run(cases: Sequence[Case], settings: Settings, told: Callable[[Outcome], Non
             for part in job.parts:
                 if status_note(settings.out_dir, job.case, part) is None:
                     fail(job.case, part, f"{job.case.label}: {reason}")
+    # of what was up to date, the probabilities may be those of another classifier
+    worked = {job.case.label for job in jobs}
+    for case in cases:
+        if not case.problem and case.label not in worked and steps.classified(case, settings):
+            unreported.add(case.participant)
     write_status(settings.out_dir)
     write_cohort(settings.out_dir)
     for participant in sorted({case.participant for case in cases}):

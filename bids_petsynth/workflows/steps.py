@@ -193,6 +193,19 @@ def limit_of(record: ClinicalRecord, tracers: Sequence[str], settings: Settings)
     return " ".join(dict.fromkeys(filter(None, sentences)))
 
 
+def classified(case: Case, settings: Settings) -> bool:
+    """Write the probabilities of ``--classifier``; whether they changed. A sentence is logged where there are none."""
+    from bids_petsynth.workflows.classification import classify
+
+    if settings.classifier is None:
+        return False
+    try:
+        return classify(case, record_of(case, settings), settings)
+    except InputError as error:
+        log.warning("%s", error)
+        return False
+
+
 def report(settings: Settings, participant: str) -> str:
     """Write a participant's report; a sentence if that failed, which is also logged."""
     from bids_petsynth.reports.participant import try_report

@@ -1,0 +1,116 @@
+"""``group``: tables, figures and one report over all participants."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bids_petsynth.cli.common import (
+    Parser,
+    add_running,
+    add_selection,
+    derivative_folders,
+    positive,
+    set_up,
+    threads_of,
+)
+from bids_petsynth.errors import UsageError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the level."""
+    out = Parser(
+        "group",
+        "Writes tables, figures and OUTPUT_DIR/group.html over all participants that `participant` has worked on, and "
+        "compares their synthetic PET with the real PET of the dataset where there is any. Needs no GPU.",
+    )
+    add_selection(out)
+    what = out.add_argument_group("who is compared with whom")
+    what.add_argument(
+        "--group-column",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="columns of the dataset's tables that tell groups",
+    )
+    what.add_argument(
+        "--cluster-column",
+        metavar="COLUMN",
+        help="column that tells which participants are not independent, such as a family (default: head in a "
+        "simulated dataset)",
+    )
+    what.add_argument(
+        "--model", type=Path, metavar="FOLDER", help="model folder that was used, for the range of its training people"
+    )
+    what.add_argument("--mapping", type=Path, metavar="TSV", help="what the dataset's columns mean (see participant)")
+    classes = out.add_argument_group("diagnosis")
+    classes.add_argument(
+        "--diagnosis",
+        metavar="COLUMN",
+        help="column with two or more classes that T1w, blood and PET are to tell apart",
+    )
+    classes.add_argument(
+        "--seeds",
+        type=positive,
+        default=5,
+        metavar="N",
+        help="repetitions of its cross-validation (default: %(default)s)",
+    )
+    classes.add_argument(
+        "--folds", type=positive, default=5, metavar="N", help="outer folds of each (default: %(default)s)"
+    )
+    pet = out.add_argument_group("real PET")
+    pet.add_argument(
+        "--pet-window",
+        nargs=2,
+        type=float,
+        metavar=("FROM", "TO"),
+        help="minutes after injection that are averaged (default: the tracer's usual ones)",
+    )
+    pet.add_argument("--pet-fwhm", type=float, metavar="MM", help="smooth every scan by this (default: not at all)")
+    pet.add_argument(
+        "--max-gap", type=positive, default=365, metavar="DAYS", help="days between T1w and PET (default: %(default)s)"
+    )
+    pet.add_argument(
+        "-d", "--derivatives", nargs="+", default=[], metavar="NAME=PATH", help="preprocessed PET: petprep=PATH"
+    )
+    add_running(out)
+    return out
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it; 0 if the report was written, whoever is missing in it."""
+    threads = threads_of(arguments)
+    set_up(threads, arguments.verbose)
+    if arguments.pet_window and not 0 <= arguments.pet_window[0] < arguments.pet_window[1]:
+        raise UsageError("--pet-window takes two times in minutes, the first before the second.")
+    if arguments.pet_fwhm is not None and not arguments.pet_fwhm > 0:
+        raise UsageError(f"--pet-fwhm {arguments.pet_fwhm:g} is no resolution; give millimetres above 0.")
+    if arguments.folds < 2:
+        raise UsageError("--folds 1 leaves nobody to test on; give 2 or more.")
+    from bids_petsynth.workflows.group import Plan
+    from bids_petsynth.workflows.group import run as run_group
+
+    return run_group(
+        Plan(
+            bids_dir=arguments.bids_dir.resolve(),
+            out_dir=arguments.output_dir,
+            participants=tuple(arguments.participant_label or ()),
+            sessions=tuple(arguments.session_label or ()),
+            filter_file=arguments.bids_filter_file,
+            derivatives=derivative_folders(arguments.derivatives),
+            mapping=arguments.mapping,
+            model=arguments.model,
+            group_columns=tuple(arguments.group_column),
+            cluster_column=arguments.cluster_column,
+            diagnosis=arguments.diagnosis,
+            seeds=arguments.seeds,
+            folds=arguments.folds,
+            window_min=tuple(arguments.pet_window) if arguments.pet_window else None,
+            fwhm=arguments.pet_fwhm,
+            max_gap=arguments.max_gap,
+            nprocs=max(1, arguments.nprocs // threads) if arguments.omp_nthreads else arguments.nprocs,
+            seed=arguments.random_seed,
+            command=arguments.command,
+        )
+    )

@@ -1,0 +1,287 @@
+"""The group level, step by step: read the outputs, compare with real PET, write tables and the report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from bids_petsynth.bids.sink import check_writable, write_bytes
+from bids_petsynth.errors import UsageError
+from bids_petsynth.evaluation.cohort import PET, Cohort, read_cohort
+from bids_petsynth.evaluation.findings import Section
+from bids_petsynth.evaluation.groups import groups
+from bids_petsynth.types import Case
+
+if TYPE_CHECKING:
+    from bids_petsynth.bids.pets import Pair
+    from bids_petsynth.evaluation.pairs import Pairs
+    from bids_petsynth.reports.content import Pet, Scan
+    from bids_petsynth.workflows.comparisons import Outcome
+
+STATE = Path("group", "work", "state.txt")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for; names are those of the options."""
+
+    bids_dir: Path
+    out_dir: Path
+    participants: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    filter_file: Path | None = None
+    derivatives: Mapping[str, Path] = field(default_factory=dict)
+    mapping: Path | None = None
+    model: Path | None = None
+    group_columns: tuple[str, ...] = ()
+    cluster_column: str | None = None
+    diagnosis: str | None = None
+    seeds: int = 5
+    folds: int = 5
+    window_min: tuple[float, float] | None = None
+    fwhm: float | None = None
+    max_gap: int = 365
+    nprocs: int = 1
+    seed: int = 0
+    command: str = ""
+
+
+def run(plan: Plan) -> int:
+    """Do it; returns the exit code.
+
+    Raises
+    ------
+    UsageError
+        If the dataset or the output folder is unusable, or a column or model does not exist.
+    """
+    from bids_petsynth import __version__
+    from bids_petsynth.bids.dataset import write_dataset_files
+    from bids_petsynth.bids.index import participant_labels
+    from bids_petsynth.reports.group import state_of
+
+    participant_labels(plan.bids_dir, plan.participants or None)
+    if not plan.out_dir.is_dir():
+        raise UsageError(
+            f"There is no output folder {plan.out_dir}: run the level participant first, or name its folder."
+        )
+    check_writable(plan.out_dir)
+    settings = {**asdict(plan), "nprocs": 0, "command": "", "version": __version__}
+    report = plan.out_dir / "group.html"
+    state = state_of(_inputs(plan), settings)
+    note = plan.out_dir / STATE
+    if report.is_file() and note.is_file() and note.read_text() == state:
+        print(f"Nothing has changed: {report} is up to date.")
+        return 0
+    write_dataset_files(plan.out_dir, plan.bids_dir, __version__, plan.derivatives)
+    sentences = _work(plan)
+    write_bytes(note, state.encode())
+    for sentence in sentences:
+        print(sentence)
+    print(f"{report} written.")
+    return 0
+
+
+def _inputs(plan: Plan) -> list[Path]:
+    """Every file that the report depends on, by its name."""
+    found = [*plan.bids_dir.glob("*.tsv"), *plan.bids_dir.glob("*.json"), *(plan.bids_dir / "phenotype").glob("*")]
+    for root in (plan.bids_dir, *plan.derivatives.values()):
+        for person in Path(root).glob("sub-*"):
+            found += [
+                p
+                for p in person.rglob("*")
+                if p.suffix in (".json", ".tsv") or "_pet.nii" in p.name or "_T1w.nii" in p.name
+            ]
+    found += plan.out_dir.glob("logs/status/*.json")
+    found += [p for p in plan.out_dir.glob("sub-*/**/*") if p.suffix in (".json", ".tsv")]
+    found += [path for path in (plan.filter_file, plan.mapping) if path]
+    found += [plan.model / "model.json"] if plan.model else []
+    return found
+
+
+def _work(plan: Plan) -> list[str]:
+    """Read, compare, write; sentences for the user."""
+    from bids_petsynth.bids.index import find_cases, read_filter_file
+    from bids_petsynth.clinical.mapping import read_mapping
+    from bids_petsynth.evaluation.pairs import tabulate
+    from bids_petsynth.reports.cohort_sections import cohort_sections
+    from bids_petsynth.reports.content import read_participant
+    from bids_petsynth.reports.diagnosis_section import diagnosis_of, diagnosis_section
+    from bids_petsynth.reports.group import write_group
+    from bids_petsynth.reports.participant import report_path
+
+    filters = read_filter_file(plan.filter_file) if plan.filter_file else None
+    cases = find_cases(plan.bids_dir, plan.participants or None, plan.sessions or None, filters, {})
+    labels = sorted({case.participant for case in cases})
+    chosen = {(case.participant, case.session) for case in cases}
+    scans = [s for label in labels for s in read_participant(plan.out_dir, label)]
+    scans = [s for s in scans if not plan.sessions or (s.case.participant, s.case.session) in chosen]
+    mapping = read_mapping(plan.mapping) if plan.mapping else None
+    cohort = read_cohort(plan.out_dir, plan.bids_dir, scans, cases, mapping, is_simulated(plan.bids_dir))
+    groupings = groups(cohort, plan.group_columns)
+    clusters = clusters_of(cohort, plan.cluster_column)
+    sections = cohort_sections(cohort, groupings, model_inputs(plan.model))
+    compared = _compare(plan, cases, scans, filters)
+    pairs = tabulate(cohort, {one.job.key: one.found for one in compared.outcomes if one.found}, clusters)
+    sections += _with_real_pet(plan, cohort, compared, pairs, groupings, clusters)
+    if plan.diagnosis:
+        inputs = model_inputs(plan.model)
+        found = diagnosis_of(cohort, pairs, plan.diagnosis, clusters, inputs, plan.seeds, plan.folds, plan.seed)
+        sections.append(diagnosis_section(found, plan.diagnosis, cohort.simulated))
+    reports = {f"sub-{label}": report_path(label) for label in labels if (plan.out_dir / report_path(label)).is_file()}
+    write_group(
+        plan.out_dir,
+        sections,
+        facts(cohort, cases, plan),
+        reports,
+        cohort.demonstration,
+        cohort.simulated,
+        {"Synthetic": True, "DemonstrationModel": cohort.demonstration, "SimulatedDataset": cohort.simulated},
+    )
+    return [sentence for section in sections[:1] for sentence in section.sentences[:2]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """All comparisons, and the real scans that could not be compared, with the reason."""
+
+    outcomes: Sequence[Outcome]
+    left: pd.DataFrame
+
+
+def _compare(plan: Plan, cases: list[Case], scans: list[Scan], filters: dict | None) -> Compared:
+    """Find the real scans and compare each with its synthetic one."""
+    from bids_petsynth.bids.pets import find_pets, pair
+    from bids_petsynth.pet.tracers import canonical
+    from bids_petsynth.workflows.comparisons import jobs, run_all
+
+    real = find_pets(
+        plan.bids_dir, plan.participants or None, plan.sessions or None, filters, plan.derivatives, canonical
+    )
+    how = {"out_dir": plan.out_dir, "window_min": plan.window_min, "fwhm": plan.fwhm, "seed": plan.seed}
+    todo, left = jobs(scans, pair(cases, real, plan.max_gap), **how)
+    outcomes = run_all(todo, plan.nprocs, say)
+    rest = [(one.job.pair, one.problem) for one in outcomes if one.problem]
+    return Compared(outcomes, left_out([*left, *rest]))
+
+
+def _with_real_pet(
+    plan: Plan,
+    cohort: Cohort,
+    compared: Compared,
+    pairs: Mapping[str, Pairs],
+    groupings: Mapping[str, pd.Series],
+    clusters: pd.Series,
+) -> list[Section]:
+    """The sections that show the comparisons."""
+    from bids_petsynth.models.synthesizer import built_in
+    from bids_petsynth.reports import comparison_sections as parts
+    from bids_petsynth.workflows.maps import maps_section
+
+    done = [one for one in compared.outcomes if one.found]
+    equations = {one.job.key[2]: equation_of(one.job.pet) for one in done}
+    all_parts = [parts.compared(cohort, own, equations[name], plan.seed) for name, own in pairs.items()]
+    first = {part.first.tracer: set(part.first.real.index) for part in all_parts}
+    return [
+        parts.pairs_section(all_parts, compared.left, preparation(compared.outcomes), cohort.simulated),
+        parts.image_section(all_parts),
+        maps_section(done, first, clusters, plan.model or built_in()),
+        parts.regional_section(all_parts),
+        parts.global_section(all_parts),
+        parts.change_section(cohort, all_parts),
+        parts.uncertainty_section(all_parts, groupings),
+        parts.fairness_section(all_parts, groupings),
+    ]
+
+
+def equation_of(pet: Pet) -> tuple[float, float] | None:
+    """Slope and intercept of the Centiloid that a synthetic scan has in its sidecar."""
+    equation = pet.centiloid.get("CentiloidEquation")
+    return (float(equation["Slope"]), float(equation["Intercept"])) if equation else None
+
+
+def left_out(rest: Sequence[tuple[Pair, str]]) -> pd.DataFrame:
+    """Real scans that could not be compared, with the reason."""
+    rows = [
+        (f"sub-{p.pet.participant}", f"ses-{p.pet.session}" if p.pet.session else "", p.pet.tracer, why)
+        for p, why in rest
+    ]
+    return pd.DataFrame(rows, columns=[*PET, "reason"])
+
+
+def preparation(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """Figures of how the real scans were prepared, with what is odd about each."""
+    rows = []
+    for one in outcomes:
+        if one.found:
+            gap = one.job.pair.gap_days
+            row = dict(zip(PET, one.job.key, strict=True)) | {"gap_days": float("nan") if gap is None else gap}
+            rows.append({**row, **one.found.quality, "notes": " ".join(one.found.notes)})
+    return pd.DataFrame(rows)
+
+
+def say(line: str) -> None:
+    """Tell the user how far it is."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def is_simulated(bids_dir: Path) -> bool:
+    """Whether the dataset says that ``simulate`` or ``bids-petsynth-example`` made it."""
+    from bids_petsynth.bids.tables import read_json
+
+    try:
+        about = read_json(bids_dir / "dataset_description.json")
+    except ValueError:
+        return False
+    makers = about.get("GeneratedBy")
+    makers = makers if isinstance(makers, list) else []
+    names = [str(maker.get("Name", "")) for maker in makers if isinstance(maker, dict)]
+    return any(name.replace("_", "-").startswith("bids-petsynth") for name in names)
+
+
+def model_inputs(folder: Path | None) -> Mapping[str, Mapping[str, float]]:
+    """Variables of a model (the built-in one if None) with mean and SD of the people that it was trained on."""
+    from bids_petsynth.models.folder import verified
+    from bids_petsynth.tables import data_path
+
+    return verified(folder or data_path("models", "petsynth-demo")).get("variables", {})
+
+
+def facts(cohort: Cohort, cases: list[Case], plan: Plan) -> list[tuple[str, str]]:
+    """What stands at the top of the report."""
+    from bids_petsynth import __version__
+
+    models = [f"{m.get('Name', '?')} {m.get('Version', '')}".strip() for m in cohort.models]
+    people = len({case.participant for case in cases})
+    done = cohort.synthetic.index.get_level_values("participant_id").nunique() if len(cohort.synthetic) else 0
+    return [
+        ("participants in the dataset", str(people)),
+        ("with synthetic PET", str(done)),
+        ("tracers", ", ".join(cohort.tracers) or "none"),
+        ("model", ", ".join(dict.fromkeys(models)) or "none"),
+        ("bids-petsynth", __version__),
+        ("made", pd.Timestamp.now().strftime("%Y-%m-%d")),
+    ]
+
+
+def clusters_of(cohort: Cohort, column: str | None) -> pd.Series:
+    """The independent unit of every scan: the participant, or what a column says.
+
+    Raises
+    ------
+    UsageError
+        If the dataset has no such column.
+    """
+    people = pd.Series(cohort.anatomy.index.get_level_values("participant_id"), index=cohort.anatomy.index)
+    if column is None and cohort.simulated and "head" in cohort.columns:
+        column = "head"
+    if column is None:
+        return people
+    if column not in cohort.columns:
+        raise UsageError(f"The dataset has no column {column}; correct --cluster-column.")
+    text = cohort.columns[column]
+    return text.where(text != "", people)
