@@ -1,5 +1,6 @@
 # make demo   the environment, an example dataset, its synthetic PET
 # make test   the environment, all tests
+# make docs   the documentation site, in site/
 #
 # PYTHON       interpreter for the environment (3.11 to 3.13)
 # TORCH_INDEX  package index for torch alone, where the default one brings CUDA and a CPU build is wanted:
@@ -12,7 +13,7 @@ DEMO ?= demo
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: env demo test test-slow lint clean
+.PHONY: env demo test test-slow lint docs clean
 
 env: $(VENV)/.ready
 
@@ -35,6 +36,11 @@ test-slow: env
 
 lint: env
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: env
+	$(BIN)/sphinx-build -W --keep-going -b dirhtml docs site
 
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info
+	rm -rf $(VENV) $(DEMO) build dist site *.egg-info
