@@ -138,7 +138,8 @@ DESCRIPTOR = json.loads((ROOT / "boutiques/participant.json").read_text(encoding
 
 def test_the_descriptor_is_what_the_parser_says(tmp_path):
     run(sys.executable, ROOT / "boutiques/generate.py", tmp_path / "fresh.json", SLURM_CPUS_PER_TASK="1")
-    assert (tmp_path / "fresh.json").read_bytes() == (ROOT / "boutiques/participant.json").read_bytes()
+    same = (tmp_path / "fresh.json").read_bytes() == (ROOT / "boutiques/participant.json").read_bytes()
+    assert same, "the options have changed: run python boutiques/generate.py boutiques/participant.json"
 
 
 def test_the_descriptor_and_the_help_have_the_same_options():
