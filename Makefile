@@ -1,5 +1,6 @@
 # make demo   the environment, an example dataset, its synthetic PET
 # make test   the environment, all tests
+# make test-cluster   the scripts of docs/hpc on a real Slurm that the tests start (root; apt-get install slurm-wlm munge)
 # make docs   the documentation site, in site/
 #
 # PYTHON       interpreter for the environment (3.11 to 3.13)
@@ -13,7 +14,7 @@ DEMO ?= demo
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: env demo test test-slow lint docs clean
+.PHONY: env demo test test-slow test-cluster lint docs clean
 
 env: $(VENV)/.ready
 
@@ -33,6 +34,9 @@ test: env
 
 test-slow: env
 	$(BIN)/python -m pytest -m slow
+
+test-cluster: env
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 lint: env
 	$(BIN)/ruff check .

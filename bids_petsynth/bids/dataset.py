@@ -22,6 +22,10 @@ BIDS_VERSION = "1.10.0"
 DONE, FAILED = "done", "failed"
 STATUS_COLUMNS = ("participant_id", "session_id", "tracer", "status", "reason")
 _RECORDS = Path("logs", "status")
+_BEGUN = (
+    "begun and not ended. If no run is at work on it, the run was killed, most often because memory or time ran out; "
+    "grant more and run again."
+)
 
 # What BIDS has no rule for, and leftovers of a killed run. The validator misses a folder written with a slash.
 _IGNORED = (
@@ -142,16 +146,24 @@ def _note_path(out_dir: Path, case: Case, tracer: str | None) -> Path:
     return Path(out_dir) / _RECORDS / (case.label + (f"_trc-{tracer}" if tracer else "") + ".json")
 
 
-def status_note(out_dir: Path, case: Case, tracer: str | None, forget: bool = False) -> tuple[str, str] | None:
-    """Status and reason as ``record_status`` noted them, None if it did not; ``forget`` removes the note."""
-    path = _note_path(out_dir, case, tracer)
+def record_begun(out_dir: Path, case: Case, tracer: str | None) -> None:
+    """Note that work on a case begins. The note stands for its failure if the run is killed and cannot tell."""
+    record_status(out_dir, case, tracer, FAILED, f"{case.label}: {_BEGUN}")
+
+
+def status_note(out_dir: Path, case: Case, tracer: str | None) -> tuple[str, str] | None:
+    """Status and reason as ``record_status`` noted them, None if it did not."""
     try:
-        row = read_json(path)
+        row = read_json(_note_path(out_dir, case, tracer))
     except ValueError:
         return None
-    if forget:
-        path.unlink(missing_ok=True)
     return row["status"], row["reason"]
+
+
+def ended_note(out_dir: Path, case: Case, tracer: str | None) -> tuple[str, str] | None:
+    """The same, None as long as the work has only begun."""
+    note = status_note(out_dir, case, tracer)
+    return None if note is None or note[1].endswith(_BEGUN) else note
 
 
 def write_status(out_dir: Path) -> Path:

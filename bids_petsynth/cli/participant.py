@@ -74,6 +74,12 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--mem", type=memory, metavar="SIZE", help="memory for all workers, such as 16G (default: nine tenths of all)"
     )
+    out.add_argument(
+        "--use-plugin",
+        type=Path,
+        metavar="YAML",
+        help="Nipype plugin to run the steps with, and its options: SLURM makes each a job of its own (docs/hpc.md)",
+    )
     out.add_argument("--stop-on-first-crash", action="store_true", help="do not go on after a participant has failed")
     out.add_argument(
         "--reports-only", action="store_true", help="make the reports again from the output folder, and end"
@@ -97,11 +103,12 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
     Raises
     ------
     UsageError
-        If a tracer, space, or folder is not usable.
+        If a tracer, space, folder or plugin is not usable.
     """
     from bids_petsynth.pet.tracers import tracer
 
     tracers = tuple(dict.fromkeys(tracer(name).name for name in arguments.tracer))
+    plugin, plugin_args = _plugin_from(arguments)
     return Settings(
         bids_dir=arguments.bids_dir,
         out_dir=arguments.output_dir,
@@ -118,10 +125,24 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
         nprocs=arguments.nprocs,
         omp_nthreads=threads_of(arguments),
         work_dir=arguments.work_dir,
+        plugin=plugin,
+        plugin_args=plugin_args,
         memory_gb=arguments.mem,
         stop_on_first_crash=arguments.stop_on_first_crash,
         command=arguments.command,
     )
+
+
+def _plugin_from(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
+    """Name and options of the plugin that is asked for, if one is."""
+    if arguments.use_plugin is None:
+        return "", {}
+    from bids_petsynth.workflows.batch import check_work_dir, read_plugin_file
+
+    plugin, options = read_plugin_file(arguments.use_plugin)
+    if plugin == "SLURM":
+        check_work_dir(arguments.work_dir and arguments.work_dir.resolve())
+    return plugin, options
 
 
 def memory(text: str) -> float:
