@@ -48,12 +48,14 @@ RUN python -c 'import sys, templateflow.api; \
 from bids_petsynth.anatomy.normalisation import find_template; \
 [find_template(name, int(number or 2)) for name, _, number in (word.partition(":res-") for word in sys.argv[1:])]' \
         ${TEMPLATES} \
-    && chmod -R a+rX /opt/templateflow
+    && chmod -R a+rX /opt/templateflow \
+    && mkdir -p /mountpoints/bids /mountpoints/out /mountpoints/work
 
+# No RUN here: it would leave the empty mount points of the build's volumes in the image.
 FROM ${BASE}
 ARG VERSION=unknown
 ARG REVISION=unknown
-ARG SOURCE=https://github.com/bids-apps/bids_petsynth
+ARG SOURCE=unknown
 LABEL org.opencontainers.image.title="bids_petsynth" \
       org.opencontainers.image.description="BIDS App: synthetic brain PET from a T1w MRI and blood biomarkers. Research only; not a medical device." \
       org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-SA-3.0" \
@@ -62,13 +64,13 @@ LABEL org.opencontainers.image.title="bids_petsynth" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /opt/petsynth /opt/petsynth
 COPY --from=templates /opt/templateflow /opt/templateflow
+COPY --from=templates /mountpoints /
 # PYTHONNOUSERSITE: Apptainer binds the user's home, whose packages must not mix with these.
 ENV PATH=/opt/petsynth/bin:$PATH \
     PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
-    LANG=C.UTF-8 MPLBACKEND=Agg NO_ET=1 \
+    LANG=C.UTF-8 NO_ET=1 MPLBACKEND=Agg MPLCONFIGDIR=/tmp/matplotlib \
     TEMPLATEFLOW_HOME=/opt/templateflow TEMPLATEFLOW_AUTOUPDATE=0 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-RUN mkdir /bids /out /work
 # A container's first process ignores SIGTERM unless it handles it; Python handles SIGINT, and the app ends cleanly on it.
 STOPSIGNAL SIGINT
 ENTRYPOINT ["bids-petsynth"]
