@@ -11,10 +11,11 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VENV ?= .venv
 DEMO ?= demo
+CONTAINER ?= run
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: env demo test test-slow test-cluster lint docs clean
+.PHONY: env demo test test-slow test-cluster test-container lint docs clean
 
 env: $(VENV)/.ready
 
@@ -37,6 +38,10 @@ test-slow: env
 
 test-cluster: env
 	$(BIN)/python -m pytest -m cluster tests/cluster
+
+# As root: builds the containers for a quarter of an hour (tests/container/README.md).
+test-container: env
+	PETSYNTH_TEST_CONTAINER=$(CONTAINER) TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m pytest tests/container
 
 lint: env
 	$(BIN)/ruff check .
