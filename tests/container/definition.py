@@ -131,18 +131,22 @@ def build(
 def run(root: Path, script: str, words: Sequence[str], binds: Mapping[str, tuple[Path, bool]], uid: int = 1000):
     """``apptainer run`` (``runscript``) or ``apptainer test`` (``test``) with ``--cleanenv --containall``, no network.
 
-    The container is read-only; ``/tmp`` and the home are as small as Apptainer makes them by default (64 MiB).
+    The container is read-only and there is no home; ``/tmp`` is as small as Apptainer makes it by default (64 MiB).
 
     Parameters
     ----------
     binds
         Folder inside → (folder outside, whether it may be written to).
     """
-    small = ["--size", str(64 << 20), "--tmpfs"]
+    memory = [
+        word
+        for folder in ("/tmp", "/dev/shm")
+        for word in ("--perms", "1777", "--size", str(64 << 20), "--tmpfs", folder)
+    ]
     return _run(
-        # The user may enter no folder that only root may, so the root of the sandbox is opened first, by root.
+        # Root makes the mounts, wherever they lie, and gives up its rights inside.
         ["bwrap", "--unshare-net", "--unshare-ipc", "--unshare-pid", "--die-with-parent", "--ro-bind", root, "/"]
-        + ["--dev", "/dev", "--proc", "/proc", *small, "/tmp", *small, "/home"]
+        + ["--dev", "/dev", "--proc", "/proc", *memory]
         + [
             word
             for inside, (outside, writable) in binds.items()
