@@ -29,7 +29,7 @@ PAGES = [*FIRST, *sorted({p.relative_to(ROOT).as_posix() for p in FOUND} - set(F
 SHELL, PYTHON = ("sh", "bash", "shell", "console"), ("python",)
 NO_COMMANDS = ("tsv", "json", "text", "diff", "toml", "mermaid", "{toctree}", "{include}", "{eval-rst}")
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$|(?:(?<=\n\n)|\A)((?:    [^\n]+\n|\n(?=    ))+)", re.M | re.S)
-MARK = re.compile(r"<!-- (run|not run): (.+?) -->\s*\Z", re.S)
+MARK = re.compile(r"<!-- (run|not run): ((?:(?!-->).)+) -->\s*\Z", re.S)
 OPTIONAL = re.compile(r" *\[[^]]*\]")
 
 
@@ -76,11 +76,11 @@ OWN = [block for block in BLOCKS if not block.mark]
 
 
 def test_blocks_are_found():
-    text = "a\n\n    one --x  # note\n    two \\\n      more\n\n<!-- not run: why -->\n\n"
+    text = "<!-- run: x -->\n\na\n\n    one --x  # note\n    two \\\n      more\n\n<!-- not run: why -->\n\n"
     text += "```sh\nthree\n```\n\n```json\n{}\n```\nb\n"
     first, second = blocks("page", text)
     assert first.commands == [["one", "--x"], ["two", "more"]] and first.mark == ""
-    assert second.commands == [["three"]] and (second.mark, second.reason, second.line) == ("not run", "why", 9)
+    assert second.commands == [["three"]] and (second.mark, second.reason, second.line) == ("not run", "why", 11)
     assert len(BLOCKS) > 15 and {b.page for b in OWN} >= {"README.md", "docs/first_run.md", "docs/inputs.md"}
 
 

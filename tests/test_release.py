@@ -155,7 +155,7 @@ def test_the_descriptor_is_valid_and_its_command_lines_are_understood(tmp_path):
 
     boutiques.validate(str(ROOT / "boutiques/participant.json"))
     (tmp_path / "bids").mkdir()
-    for name in ("filter.json", "map.tsv", "model"):
+    for name in ("filter.json", "map.tsv", "model", "plugin.yml"):
         (tmp_path / name).write_text("{}")
     invocation = {
         "bids_dir": str(tmp_path / "bids"),
@@ -179,6 +179,7 @@ def test_the_descriptor_is_valid_and_its_command_lines_are_understood(tmp_path):
         "random_seed": 0,
         "verbose": True,
         "work_dir": "work",
+        "use_plugin": str(tmp_path / "plugin.yml"),
         "mem": "16G",
         "stop_on_first_crash": True,
         "reports_only": True,
