@@ -226,6 +226,7 @@ def _check(settings: Settings) -> None:
 
 def _reports_only(labels: list[str] | None, settings: Settings) -> int:
     """Make the reports of these participants (all that the output folder knows, if None) and the methods text anew."""
+    from bids_petsynth.reports.citation import write_citation
     from bids_petsynth.reports.content import participants_of
     from bids_petsynth.workflows import steps
 
@@ -238,7 +239,7 @@ def _reports_only(labels: list[str] | None, settings: Settings) -> int:
     if not known:
         raise UsageError(f"{settings.out_dir} has no results to report on; run without --reports-only.")
     failures = [failure for label in wanted if (failure := steps.report(settings, label))]
-    steps.citation(settings.out_dir)
+    write_citation(settings.out_dir, anew=True)
     print(f"{len(wanted) - len(failures)} of {len(wanted)} reports made in {settings.out_dir}.")
     return 1 if failures else 0
 

@@ -25,6 +25,7 @@ from bids_petsynth.bids.naming import output_path
 from bids_petsynth.errors import InputError, PetsynthError, UsageError
 from bids_petsynth.models.conditioning import used_variables
 from bids_petsynth.models.synthesizer import choose_device
+from bids_petsynth.reports.content import participants_of
 from bids_petsynth.resources import available_memory_gb
 from bids_petsynth.settings import Settings
 from bids_petsynth.types import Case, ClinicalRecord
@@ -192,6 +193,8 @@ def run(cases: Sequence[Case], settings: Settings, told: Callable[[Outcome], Non
     told
         Called with each outcome as soon as it is known.
     """
+    from bids_petsynth.reports.citation import write_citation
+
     outcomes: list[Outcome] = []
     unreported: set[str] = set()
 
@@ -238,11 +241,14 @@ def run(cases: Sequence[Case], settings: Settings, told: Callable[[Outcome], Non
             for part in job.parts:
                 if ended_note(settings.out_dir, job.case, part) is None:
                     fail(job.case, part, f"{job.case.label}: {reason}")
-    write_status(settings.out_dir)
-    write_cohort(settings.out_dir)
-    for participant in sorted({case.participant for case in cases}):
+    own = {case.participant for case in cases}
+    # a run over everybody reads everything; a task of an array reads what is its own
+    anew = own.issuperset(participants_of(settings.out_dir))
+    write_status(settings.out_dir, anew)
+    write_cohort(settings.out_dir, anew)
+    for participant in sorted(own):
         steps.report_unless_there(settings, participant, anew=participant in unreported)
-    steps.citation(settings.out_dir)
+    write_citation(settings.out_dir, anew)
     return outcomes
 
 

@@ -40,6 +40,7 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
+KillWait=2
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 SlurmdParameters=config_overrides
 GresTypes=gpu
@@ -151,6 +152,12 @@ def started_slurm(request, tmp_path_factory):
             pytest.fail(f"Slurm did not start: {done.stdout}{done.stderr}\n{cluster.logs()}")
         yield cluster
     finally:
+        # what still runs, such as a job that a failed test left, must not outlive the daemons
+        subprocess.run(["scancel", "--user=root"], env=environment, capture_output=True)
+        for _ in range(40):
+            if not subprocess.run(["squeue", "--noheader"], env=environment, capture_output=True).stdout.strip():
+                break
+            time.sleep(1)
         for process in reversed(running):
             process.send_signal(signal.SIGTERM)
             try:
