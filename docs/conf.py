@@ -16,7 +16,8 @@ exclude_patterns = ["hpc/*"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # included cards and the changelog begin at their own level
 
-autodoc_typehints = "none"  # docstrings tell shapes and units, signatures the types
+autodoc_typehints = "signature"  # docstrings tell shapes and units
+autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 napoleon_use_ivar = True
