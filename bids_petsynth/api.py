@@ -163,7 +163,7 @@ class Synthesizer:
     def synthesize(
         self,
         t1w: Path | str | Volume,
-        record: ClinicalRecord | Mapping[str, float],
+        record: ClinicalRecord | Mapping[str, float | str],
         tracer: str = "AV45",
         n_draws: int = 8,
         seed: int = 0,

@@ -10,7 +10,7 @@ author = "The bids_petsynth developers"
 copyright = author
 version = release = version_of("bids-petsynth")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc", "sphinx_copybutton"]
 exclude_patterns = ["hpc/*"]
 # pages are read on a code host, too: links go by file name, headings have the host's anchors
 myst_heading_anchors = 3
@@ -19,8 +19,7 @@ suppress_warnings = ["myst.header"]  # included cards and the changelog begin at
 autodoc_typehints = "signature"  # docstrings tell shapes and units
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
-napoleon_google_docstring = False
-napoleon_use_ivar = True
+numpydoc_show_class_members = False
 python_maximum_signature_line_length = 88
 
 html_theme = "furo"

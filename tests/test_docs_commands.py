@@ -118,6 +118,18 @@ def test_python_uses_public_names(block):
             assert {alias.name for alias in node.names} <= set(bids_petsynth.__all__)
 
 
+@pytest.mark.slow
+def test_python_passes_a_type_checker(tmp_path):
+    pytest.importorskip("mypy")
+    texts = [block.text for block in BLOCKS if block.language in PYTHON]
+    files = [tmp_path / f"block{number}.py" for number in range(len(texts))]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    words = ["-m", "mypy", "--strict", "--follow-imports", "silent", "--cache-dir", tmp_path / "cache", *files]
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> Path:
     """The folder ``demo`` of the first run: made by its own blocks, shared by all pages."""
