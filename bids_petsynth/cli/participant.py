@@ -134,7 +134,9 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
 
 
 def _plugin_from(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
-    """Name and options of the plugin that is asked for, if one is."""
+    """Name and options of the plugin that is asked for, if one is; refuses a work directory that will not do."""
+    if "%" in str(arguments.work_dir or ""):
+        raise UsageError(f"The work directory {arguments.work_dir} has a % in its path, which Nipype cannot take.")
     if arguments.use_plugin is None:
         return "", {}
     from bids_petsynth.workflows.batch import check_work_dir, read_plugin_file

@@ -84,6 +84,8 @@ class Slurm(GoesOn, SLURMPlugin):
             _, name, output = self._since[taskid]
             said = Path(output).read_text(errors="replace") if Path(output).is_file() else ""
             log.warning("Slurm job %s (%s) ended without a result: %s", taskid, name, _end(said))
+            # Nipype adds lines to it, and so stops the whole run where it is one text, as for a lost job
+            result["traceback"] = "".join(result["traceback"]).splitlines(keepends=True)
         return result
 
 
