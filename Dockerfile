@@ -1,6 +1,8 @@
 # docker build -t petsynth .                                    CUDA (what the default package index brings)
 # docker build -t petsynth:cpu --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .
 # docker run --rm --gpus all -v /data/bids:/bids:ro -v /data/out:/out petsynth /bids /out participant
+# Any user, no network and a read-only root will do, if there is a /tmp:
+#   docker run --user "$(id -u):$(id -g)" --network none --read-only --tmpfs /tmp --cap-drop all …
 #
 # BASE             any image with Python 3.11 to 3.13 as `python3` and its venv module
 # TORCH_INDEX      package index for torch alone; empty: the default one

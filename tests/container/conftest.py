@@ -85,8 +85,9 @@ def image(base, pip, build_arguments) -> str:
 @pytest.fixture(scope="session")
 def sandbox(base, pip, build_arguments, tmp_path_factory) -> Path:
     """The folder that ``singularity/petsynth.def`` makes."""
-    definition = parse((ROOT / "singularity/petsynth.def").read_text(), **build_arguments)
+    arguments = build_arguments | {"PIP_CONFIG_FILE": str(pip.INSIDE)}
+    definition = parse((ROOT / "singularity/petsynth.def").read_text(), **arguments)
     root = tmp_path_factory.mktemp("sandbox") / "root"
-    build(definition, root, ROOT, pip.mounts, {"PIP_CONFIG_FILE": str(pip.INSIDE)})
+    build(definition, root, ROOT, pip.mounts)
     yield root
     shutil.rmtree(root)

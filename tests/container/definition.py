@@ -88,17 +88,15 @@ def _pair(line: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
-def build(
-    definition: Definition, root: Path, context: Path, mounts: Mapping[Path, Path], environment: Mapping[str, str]
-) -> None:
+def build(definition: Definition, root: Path, context: Path, mounts: Mapping[Path, Path]) -> None:
     """Make the sandbox folder ``root`` of a definition, whose base image lies in podman's store, as root.
 
     Parameters
     ----------
     context
         The folder that the sources of ``%files`` are relative to.
-    mounts, environment
-        Read-only mounts (inside → outside) and variables while ``%post`` runs, such as pip's configuration.
+    mounts
+        Read-only mounts (inside → outside) while ``%post`` runs, such as pip's configuration.
     """
     if definition.header["bootstrap"] != "docker":
         raise DefinitionError("only `Bootstrap: docker` is known here")
@@ -123,7 +121,7 @@ def build(
         ["bwrap", "--bind", root, "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]
         + ["--ro-bind", "/etc/resolv.conf", "/etc/resolv.conf"]
         + [word for inside, outside in mounts.items() for word in ("--ro-bind", outside, inside)]
-        + _clean({"HOME": "/root", **environment})
+        + _clean({"HOME": "/root"})
         + ["/bin/sh", "-ec", definition.sections["post"]]
     )
 
