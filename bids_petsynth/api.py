@@ -155,7 +155,7 @@ class Synthesizer:
         """Label and align a T1w on this model's grid; see :func:`bids_petsynth.anatomy.head.analyse_head`."""
         grid = self.generator.model.recipe.grid
         device = self.generator.device
-        return analyse_head(t1w, who, tuple(grid.shape), grid.voxel_size, mask, corrected, device, seed)
+        return analyse_head(t1w, who, grid.shape, grid.voxel_size, mask, corrected, device, seed)
 
     def draw(
         self,
@@ -179,7 +179,7 @@ class Synthesizer:
     def synthesize(
         self,
         t1w: Path | str | Volume,
-        record: ClinicalRecord | Mapping[str, float],
+        record: ClinicalRecord | Mapping[str, float | str],
         tracer: str = "AV45",
         n_draws: int = 8,
         seed: int = 0,
@@ -279,7 +279,7 @@ def sensitivity(
     """
     spec, model = tracer_named(tracer), generator.model
     used = used_variables(record, model.recipe.conditioning.variables)
-    known = {name: record.get(name) for name, status in used.items() if status != "missing"}
+    known = {name: value for name in used if (value := record.get(name)) is not None}
     volumes = generator.volumes(anatomy)
     target, reference = (
         class_weights(names, volumes[0].numpy())

@@ -38,6 +38,8 @@ class Settings:
         Folder of a classifier whose probabilities are written; None writes none.
     work_dir
         Folder in which intermediate files lie while a run lasts; None is the system's temporary one.
+    plugin, plugin_args
+        Nipype's plugin of ``--use-plugin`` and its options; empty chooses between a process and workers.
     memory_gb
         Memory that all workers share; None is nine tenths of what this process may use.
     texts
@@ -62,6 +64,8 @@ class Settings:
     nprocs: int = 1
     omp_nthreads: int = 1
     work_dir: Path | None = None
+    plugin: str = ""
+    plugin_args: Mapping[str, object] = field(default_factory=dict)
     memory_gb: float | None = None
     stop_on_first_crash: bool = False
     texts: TextOptions | None = None

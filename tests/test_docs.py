@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import bids_petsynth
 from bids_petsynth.anatomy.regions import lookup, n_classes
 from bids_petsynth.bids import sidecars
 from bids_petsynth.bids.dataset import STATUS_COLUMNS
@@ -35,12 +36,17 @@ from bids_petsynth.types import Case, ClinicalRecord, TableRow, Value
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
-    path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    path.relative_to(ROOT).as_posix(): path
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 INPUTS, OUTPUTS = TEXTS["docs/inputs.md"], TEXTS["docs/outputs.md"]
 #: Pages about the app alone; others also name options of development scripts.
 FOR_USERS = ("README.md", "docs/inputs.md", "docs/outputs.md", "docs/limits.md", "docs/report.md")
+#: Lines of command blocks that call another program, whose options are its own.
+OTHERS = re.compile(r"^ *(pip|uv|python -m pytest|docker|podman|apptainer|singularity|sbatch|srun|git) .*$", re.M)
+#: Options of Docker and Apptainer that pages speak of.
+CONTAINER = {"--cleanenv", "--containall", "--env", "--gpus", "--nv", "--read-only", "--rm", "--user"}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 CODE = re.compile(r"`([^`]+)`")
 
@@ -94,7 +100,7 @@ def test_every_option_that_a_page_names_exists(page):
     if page not in FOR_USERS:
         scripts = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "bids_petsynth").rglob("*.py")]
         known = known.union(*map(options_in_source, scripts))
-    assert sorted(set(OPTION.findall(TEXTS[page])) - known) == []
+    assert sorted(set(OPTION.findall(OTHERS.sub("", TEXTS[page]))) - known - CONTAINER) == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -108,8 +114,21 @@ def test_links_lead_somewhere(page):
     assert [part for file, *parts in inner for part in parts if not file and part not in headings] == []
 
 
-def test_the_readme_links_every_page():
-    assert [page for page in PAGES if page != "README.md" and f"({page})" not in TEXTS["README.md"]] == []
+def test_every_page_is_linked_from_the_readme_or_stands_in_the_sites_contents():
+    trees = re.findall(r"```\{toctree\}\n(.*?)```", TEXTS["docs/index.md"], re.S)
+    contents = {f"docs/{line}.md" for tree in trees for line in tree.splitlines()}
+    linked = {page for page in PAGES if f"({page})" in TEXTS["README.md"]}
+    assert set(PAGES) - linked - contents - {"README.md"} == set()
+    assert "docs/index.md" in linked
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path):
+    sphinx = pytest.importorskip("sphinx.cmd.build")
+    words = ["-W", "--keep-going", "-q", "-b", "dirhtml", "-d", f"{tmp_path}/trees", f"{ROOT}/docs", f"{tmp_path}/site"]
+    assert sphinx.build_main(words) == 0
+    page = (tmp_path / "site/api/index.html").read_text()
+    assert all(f'id="bids_petsynth.{name}"' in page for name in bids_petsynth.__all__ if name != "__version__")
 
 
 # inputs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -52,6 +53,7 @@ def read_t1w(path: Path, who: str) -> Volume:
         If the file is not NIfTI, is truncated, is not 3D, has no orientation, or holds no image.
     """
     import nibabel as nib
+    from nibabel.spatialimages import SpatialImage
 
     def fail(problem: str, remedy: str) -> InputError:
         return InputError(f"{who}: {path.name} {problem}; {remedy}.")
@@ -59,6 +61,8 @@ def read_t1w(path: Path, who: str) -> Volume:
     again = "convert the scan again from its DICOM files (for example with dcm2niix)"
     try:
         image = nib.load(path)
+        if not isinstance(image, SpatialImage):
+            raise TypeError("a format without voxels")
     except FileNotFoundError:
         raise fail("does not exist or is a dangling link", "fetch the file (for example with `datalad get`)") from None
     except Exception:
@@ -70,10 +74,11 @@ def read_t1w(path: Path, who: str) -> Volume:
         raise fail(f"has {len(shape)} dimensions {shape} where a T1w has 3", "keep one 3D volume")
     if min(shape) < 16:
         raise fail(f"has only {min(shape)} slices along one axis", "use a 3D T1w that covers the whole head")
-    codes = [int(image.header[code]) for code in ("qform_code", "sform_code") if code in image.header]
+    header: Any = image.header
+    codes = [int(header[code]) for code in ("qform_code", "sform_code") if code in header]
     if codes and not any(codes):
         raise fail("has no orientation (qform and sform codes are 0)", "convert the scan again so that it has one")
-    affine = np.asarray(image.affine, float)
+    affine = np.asarray(image.affine, np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
         raise fail("has an affine that is not invertible", again)
     try:
@@ -137,7 +142,8 @@ def resample(volume: Volume, grid: Grid, order: int | None = None) -> np.ndarray
 def own_grid(volume: Volume, spacing: float) -> Grid:
     """An isotropic grid along the volume's own axes that covers its field of view."""
     steps = spacing / volume.spacing
-    shape = tuple(int(n) for n in np.maximum(np.ceil(np.array(volume.data.shape) / steps), 1))
+    x, y, z = (int(n) for n in np.maximum(np.ceil(np.array(volume.data.shape) / steps), 1))
+    shape = (x, y, z)
     scale = np.diag([*steps, 1.0])
     # centre of the field of view stays the centre
     scale[:3, 3] = (np.array(volume.data.shape) - 1) / 2 - steps * (np.array(shape) - 1) / 2

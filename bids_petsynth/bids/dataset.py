@@ -1,19 +1,21 @@
 """The files of the whole output dataset: description, explanations, state of every participant, cohort table.
 
 Several processes, such as the tasks of a cluster's array job, may share an output folder. Files whose content does not
-depend on who writes them are written if they differ. Tables over all participants are rebuilt from the participants'
-own files, and rebuilt again until nothing was added meanwhile: whoever writes last has then seen everything.
+depend on who writes them are written if they differ. Tables over all participants are kept as ``bids.collected`` tells.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bids_petsynth.bids.naming import entities_of, output_path
-from bids_petsynth.bids.sink import json_text, tsv_text, write_bytes
+from bids_petsynth.bids.collected import bring_up_to_date
+from bids_petsynth.bids.naming import output_path
+from bids_petsynth.bids.sink import cell, json_text, tsv_text, write_bytes
 from bids_petsynth.bids.tables import read_json, read_tsv
 from bids_petsynth.errors import UsageError
 from bids_petsynth.types import Case
@@ -22,6 +24,10 @@ BIDS_VERSION = "1.10.0"
 DONE, FAILED = "done", "failed"
 STATUS_COLUMNS = ("participant_id", "session_id", "tracer", "status", "reason")
 _RECORDS = Path("logs", "status")
+_BEGUN = (
+    "begun and not ended. If no run is at work on it, the run was killed, most often because memory or time ran out; "
+    "grant more and run again."
+)
 
 # What BIDS has no rule for, and leftovers of a killed run. The validator misses a folder written with a slash.
 _IGNORED = (
@@ -143,21 +149,65 @@ def _note_path(out_dir: Path, case: Case, tracer: str | None) -> Path:
     return Path(out_dir) / _RECORDS / (case.label + (f"_trc-{tracer}" if tracer else "") + ".json")
 
 
-def status_note(out_dir: Path, case: Case, tracer: str | None, forget: bool = False) -> tuple[str, str] | None:
-    """Status and reason as ``record_status`` noted them, None if it did not; ``forget`` removes the note."""
-    path = _note_path(out_dir, case, tracer)
+def record_begun(out_dir: Path, case: Case, tracer: str | None) -> None:
+    """Note that work on a case begins. The note stands for its failure if the run is killed and cannot tell."""
+    record_status(out_dir, case, tracer, FAILED, f"{case.label}: {_BEGUN}")
+
+
+def status_note(out_dir: Path, case: Case, tracer: str | None) -> tuple[str, str] | None:
+    """Status and reason as ``record_status`` noted them, None if it did not."""
     try:
-        row = read_json(path)
+        row = read_json(_note_path(out_dir, case, tracer))
     except ValueError:
         return None
-    if forget:
-        path.unlink(missing_ok=True)
     return row["status"], row["reason"]
 
 
-def write_status(out_dir: Path) -> Path:
-    """Rebuild status.tsv from the notes of all runs so far."""
-    return _until_stable(Path(out_dir) / output_path("status"), lambda: tsv_text(status_notes(out_dir), STATUS_COLUMNS))
+def ended_note(out_dir: Path, case: Case, tracer: str | None) -> tuple[str, str] | None:
+    """The same, None as long as the work has only begun."""
+    note = status_note(out_dir, case, tracer)
+    return None if note is None or note[1].endswith(_BEGUN) else note
+
+
+def write_status(out_dir: Path, anew: bool = True) -> Path:
+    """Bring status.tsv up to date with the notes of all runs so far; ``anew`` reads every note."""
+    out_dir = Path(out_dir)
+
+    def read(name: str) -> dict[str, str] | None:
+        try:
+            row = read_json(out_dir / _RECORDS / f"{name}.json")
+        except ValueError:  # replaced or removed this moment by another process, which rebuilds the table in its turn
+            return None
+        return {column: cell(row.get(column)) for column in STATUS_COLUMNS}
+
+    return bring_up_to_date(
+        out_dir / output_path("status"),
+        sources=lambda: note_times(out_dir),
+        read=read,
+        load=lambda path: {_name_of(row): row for row in read_tsv(path)[0]},
+        text_of=lambda rows: tsv_text(rows.values(), STATUS_COLUMNS),
+        anew=anew,
+    )
+
+
+def _name_of(row: Mapping[str, str]) -> str:
+    """Name of the note that a row of status.tsv or of the cohort table stands for, without extension."""
+    parts = (row["participant_id"], row["session_id"], "n/a" if row["tracer"] == "n/a" else f"trc-{row['tracer']}")
+    return "_".join(part for part in parts if part != "n/a")
+
+
+def note_times(out_dir: Path) -> dict[str, float]:
+    """Names of all notes without extension, sorted → when they were last written (seconds since the epoch)."""
+    found = {}
+    try:
+        with os.scandir(Path(out_dir) / _RECORDS) as entries:
+            for entry in entries:
+                if entry.name.endswith(".json"):
+                    with contextlib.suppress(FileNotFoundError):
+                        found[entry.name] = entry.stat().st_mtime
+    except FileNotFoundError:
+        pass
+    return {name.removesuffix(".json"): found[name] for name in sorted(found)}
 
 
 def _note_paths(out_dir: Path, participant: str | None) -> list[Path]:
@@ -182,40 +232,49 @@ def status_notes(out_dir: Path, participant: str | None = None) -> list[dict[str
     return rows
 
 
-def write_cohort(out_dir: Path) -> Path:
-    """Rebuild the cohort table: per participant, session and tracer a row with its measures and regional SUVR."""
-    return _until_stable(Path(out_dir) / output_path("group_regions"), lambda: _cohort_text(Path(out_dir)))
+def write_cohort(out_dir: Path, anew: bool = True) -> Path:
+    """Bring the cohort table up to date: per participant, session and tracer a row with its measures and regional SUVR.
+
+    ``anew`` looks for tables in every folder and reads them all; otherwise the notes of ``record_status`` tell which
+    there are and which have changed.
+    """
+    out_dir = Path(out_dir)
+    return bring_up_to_date(
+        out_dir / output_path("group_regions"),
+        sources=(lambda: _regional_tables(out_dir)) if anew else (lambda: note_times(out_dir)),
+        read=lambda name: _cohort_row(out_dir, name),
+        load=lambda path: {_name_of(row): row for row in read_tsv(path)[0]},
+        text_of=lambda rows: tsv_text(rows.values(), None if rows else ("participant_id", "session_id", "tracer")),
+        anew=anew,
+    )
 
 
-def _cohort_text(out_dir: Path) -> str:
-    """The cohort table from the regional tables (and the measures beside them) on disk."""
-    rows = []
+def _regional_tables(out_dir: Path) -> dict[str, float]:
+    """Names of the notes that belong to the regional tables on disk, sorted as notes are; all count as just written."""
     suffix = output_path("regions", Case("x", None, None), tracer="x").name.split("_trc-x")[1]
-    for path in sorted(p for pattern in ("sub-*/pet", "sub-*/ses-*/pet") for p in out_dir.glob(f"{pattern}/*{suffix}")):
-        entities = entities_of(path)
-        case = Case(entities["sub"], entities.get("ses"), None)
-        row = {
-            "participant_id": f"sub-{case.participant}",
-            "session_id": f"ses-{case.session}" if case.session else "n/a",
-        }
-        row["tracer"] = entities["trc"]
-        measures = out_dir / output_path("measures", case, tracer=entities["trc"])
-        for table in (measures, path):
-            for values in (read_tsv(table)[0] if table.exists() else [])[:1]:
-                row |= {name: text for name, text in values.items() if name not in ("frame_start", "frame_end")}
-        rows.append(row)
-    return tsv_text(rows, None if rows else ("participant_id", "session_id", "tracer"))
+    found = (p for pattern in ("sub-*/pet", "sub-*/ses-*/pet") for p in out_dir.glob(f"{pattern}/*{suffix}"))
+    names = sorted((path.name.removesuffix(suffix) for path in found), key=lambda name: f"{name}.json")
+    return dict.fromkeys(names, math.inf)
 
 
-def _until_stable(path: Path, build: Callable[[], str]) -> Path:
-    """Write what ``build`` returns until it returns what was written."""
-    text = build()
-    while True:
-        write_bytes(path, text.encode())
-        again = build()
-        if again == text and path.read_bytes() == text.encode():
-            return path
-        text = again
+def _cohort_row(out_dir: Path, name: str) -> dict[str, str] | None:
+    """A row of the cohort table from the regional table and the measures beside it; None if there is no such table."""
+    entities = dict(part.split("-", 1) for part in name.split("_"))
+    if "trc" not in entities:
+        return None
+    case = Case(entities["sub"], entities.get("ses"), None)
+    row = {
+        "participant_id": f"sub-{case.participant}",
+        "session_id": f"ses-{case.session}" if case.session else "n/a",
+        "tracer": entities["trc"],
+    }
+    measures, regions = (out_dir / output_path(kind, case, tracer=entities["trc"]) for kind in ("measures", "regions"))
+    if not regions.exists():
+        return None
+    for table in (measures, regions):
+        for values in (read_tsv(table)[0] if table.exists() else [])[:1]:
+            row |= {name: text for name, text in values.items() if name not in ("frame_start", "frame_end")}
+    return row
 
 
 _README = """\

@@ -193,12 +193,12 @@ def tsv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = 
     """A table as tab-separated text; None, NaN and empty text become ``n/a``, numbers keep six digits."""
     rows = list(rows)
     names = list(columns) if columns is not None else list(dict.fromkeys(name for row in rows for name in row))
-    lines = ["\t".join(names), *("\t".join(_cell(row.get(name)) for name in names) for row in rows)]
+    lines = ["\t".join(names), *("\t".join(cell(row.get(name)) for name in names) for row in rows)]
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: Any) -> str:
-    """Text of one cell."""
+def cell(value: Any) -> str:
+    """Text of one cell of a table, as ``tsv_text`` writes it."""
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if isinstance(value, float | np.floating):

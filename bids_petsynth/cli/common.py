@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_petsynth.errors import UsageError
+from bids_petsynth.resources import available_cores
 
 if TYPE_CHECKING:
     from bids_petsynth.clinical.language import TextOptions
@@ -155,19 +156,6 @@ def threads_of(arguments: argparse.Namespace) -> int:
             f"--omp-nthreads {threads} is more than --nprocs {arguments.nprocs}; lower the one or raise the other."
         )
     return threads
-
-
-def available_cores() -> int:
-    """Cores that this process may use, as the scheduler or the container grants them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    if (granted := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
-        cores = min(cores, int(granted))
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.is_file():
-        limit, period = (quota.read_text().split() + ["1"])[:2]
-        if limit.isdigit():
-            cores = min(cores, max(1, round(int(limit) / int(period))))
-    return max(1, cores)
 
 
 def set_up(threads: int, verbose: int) -> None:

@@ -91,6 +91,12 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--mem", type=memory, metavar="SIZE", help="memory for all workers, such as 16G (default: nine tenths of all)"
     )
+    out.add_argument(
+        "--use-plugin",
+        type=Path,
+        metavar="YAML",
+        help="Nipype plugin to run the steps with, and its options: SLURM makes each a job of its own (docs/hpc.md)",
+    )
     out.add_argument("--stop-on-first-crash", action="store_true", help="do not go on after a participant has failed")
     out.add_argument(
         "--reports-only", action="store_true", help="make the reports again from the output folder, and end"
@@ -114,11 +120,12 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
     Raises
     ------
     UsageError
-        If a tracer, space, or folder is not usable.
+        If a tracer, space, folder or plugin is not usable.
     """
     from bids_petsynth.pet.tracers import tracer
 
     tracers = tuple(dict.fromkeys(tracer(name).name for name in arguments.tracer))
+    plugin, plugin_args = _plugin_from(arguments)
     return Settings(
         bids_dir=arguments.bids_dir,
         out_dir=arguments.output_dir,
@@ -136,11 +143,27 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
         nprocs=arguments.nprocs,
         omp_nthreads=threads_of(arguments),
         work_dir=arguments.work_dir,
+        plugin=plugin,
+        plugin_args=plugin_args,
         memory_gb=arguments.mem,
         stop_on_first_crash=arguments.stop_on_first_crash,
         texts=language_from(arguments),
         command=arguments.command,
     )
+
+
+def _plugin_from(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
+    """Name and options of the plugin that is asked for, if one is; refuses a work directory that will not do."""
+    if "%" in str(arguments.work_dir or ""):
+        raise UsageError(f"The work directory {arguments.work_dir} has a % in its path, which Nipype cannot take.")
+    if arguments.use_plugin is None:
+        return "", {}
+    from bids_petsynth.workflows.batch import check_work_dir, read_plugin_file
+
+    plugin, options = read_plugin_file(arguments.use_plugin)
+    if plugin == "SLURM":
+        check_work_dir(arguments.work_dir and arguments.work_dir.resolve())
+    return plugin, options
 
 
 def memory(text: str) -> float:
@@ -242,6 +265,7 @@ def _check(settings: Settings) -> None:
 
 def _reports_only(labels: list[str] | None, settings: Settings) -> int:
     """Make the reports of these participants (all that the output folder knows, if None) and the methods text anew."""
+    from bids_petsynth.reports.citation import write_citation
     from bids_petsynth.reports.content import participants_of
     from bids_petsynth.workflows import steps
 
@@ -254,7 +278,7 @@ def _reports_only(labels: list[str] | None, settings: Settings) -> int:
     if not known:
         raise UsageError(f"{settings.out_dir} has no results to report on; run without --reports-only.")
     failures = [failure for label in wanted if (failure := steps.report(settings, label))]
-    steps.citation(settings.out_dir)
+    write_citation(settings.out_dir, anew=True)
     print(f"{len(wanted) - len(failures)} of {len(wanted)} reports made in {settings.out_dir}.")
     return 1 if failures else 0
 

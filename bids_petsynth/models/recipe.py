@@ -284,7 +284,8 @@ class Recipe(_Part):
     @property
     def latent_shape(self) -> Triple:
         """Spatial shape of the latent."""
-        return tuple(n // self.ratio for n in self.grid.shape)
+        x, y, z = self.grid.shape
+        return x // self.ratio, y // self.ratio, z // self.ratio
 
     @property
     def label_pool(self) -> int:

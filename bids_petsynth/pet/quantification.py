@@ -280,7 +280,8 @@ def quantify(
     goal = targets()[tracer.default_target]
     notes = _notes(tracer, goal.codes, column, len(draws), reference_mean)
     samples, _ = _composite(goal.codes, region)
-    centiloid, positivity = None, ()
+    centiloid: Estimate | None = None
+    positivity: tuple[Positivity, ...] = ()
     if equation is not None and samples is not None:
         values = equation(samples)
         centiloid = predictive(values, factor)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
+
+import numpy as np
 
 from bids_petsynth.anatomy.regions import codes_of
 from bids_petsynth.errors import UsageError
 from bids_petsynth.tables import read_table
+
+Suvr = TypeVar("Suvr", float, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class CentiloidEquation:
     intercept: float
     source: str
 
-    def __call__(self, suvr):
+    def __call__(self, suvr: Suvr) -> Suvr:
         """Centiloid of an SUVR (number or array)."""
         return self.slope * suvr + self.intercept
 

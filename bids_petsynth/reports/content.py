@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bids_petsynth.bids.dataset import FAILED, status_notes
+from bids_petsynth.bids.dataset import FAILED, note_times, status_notes
 from bids_petsynth.bids.naming import entities_of, output_path, sidecar_path
 from bids_petsynth.bids.tables import read_json, read_tsv
 from bids_petsynth.clinical.limits import untold
@@ -136,13 +136,8 @@ def read_participant(out_dir: Path, participant: str) -> list[Scan]:
 
 def participants_of(out_dir: Path) -> list[str]:
     """Labels of all participants that the output folder knows."""
-    known = {row["participant_id"].removeprefix("sub-") for row in status_notes(out_dir)}
+    known = {name.split("_")[0].removeprefix("sub-") for name in note_times(out_dir)}
     return sorted(known | {path.name.removeprefix("sub-") for path in out_dir.glob("sub-*") if path.is_dir()})
-
-
-def read_all(out_dir: Path) -> list[Scan]:
-    """Every scan in the output folder."""
-    return [scan for label in participants_of(out_dir) for scan in read_participant(out_dir, label)]
 
 
 def _read_scan(out_dir: Path, participant: str, session: str | None, notes: Sequence[Mapping[str, Any]]) -> Scan:

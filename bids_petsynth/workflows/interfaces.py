@@ -17,6 +17,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, Trai
 
 from bids_petsynth.bids.dataset import DONE, FAILED, record_status
 from bids_petsynth.errors import PetsynthError
+from bids_petsynth.resources import available_cores
 from bids_petsynth.settings import Settings
 from bids_petsynth.types import Anatomy, Case, Grid
 from bids_petsynth.workflows import steps
@@ -153,7 +154,8 @@ def attempt(work: Callable[[], Any], settings: Settings, name: str) -> str:
     """Do the work with the run's number of threads; return what to tell the user if it fails, else nothing."""
     import torch
 
-    torch.set_num_threads(settings.omp_nthreads)
+    # a job of its own may have been granted fewer cores than the run that submitted it asks for
+    torch.set_num_threads(min(settings.omp_nthreads, available_cores()))
     path = settings.out_dir / "logs" / f"{name}_crash.txt"
     path.unlink(missing_ok=True)
     try:

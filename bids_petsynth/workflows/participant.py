@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_petsynth.bids.dataset import DONE, FAILED, record_status, status_note, write_cohort, write_status
+from bids_petsynth.bids.dataset import (
+    DONE,
+    FAILED,
+    ended_note,
+    record_begun,
+    record_status,
+    status_note,
+    write_cohort,
+    write_status,
+)
 from bids_petsynth.bids.naming import output_path
-from bids_petsynth.errors import InputError, UsageError
+from bids_petsynth.errors import InputError, PetsynthError, UsageError
 from bids_petsynth.models.conditioning import used_variables
 from bids_petsynth.models.synthesizer import choose_device
+from bids_petsynth.reports.content import participants_of
+from bids_petsynth.resources import available_memory_gb
 from bids_petsynth.settings import Settings
 from bids_petsynth.types import Case, ClinicalRecord
 from bids_petsynth.workflows import steps
 from bids_petsynth.workflows.outputs import ANATOMY_KEY, PET_KEY
 
 log = logging.getLogger("bids_petsynth")
+
+#: Seconds after which what another machine wrote is seen at the latest (network file systems remember what was absent).
+_LATEST = 60
+#: What to say of a node that left no result, by plugin.
+_WORKER_LOST = "the worker ended without a result, most often because memory ran out; use fewer --nprocs or less --mem."
+_LOST = {
+    "Linear": _WORKER_LOST,
+    "MultiProc": _WORKER_LOST,
+    "SLURM": "the job ended without a result, most often because memory or time ran out; give jobs more of them "
+    "(sbatch_args in the plugin file).",
+}
 
 
 @dataclass(frozen=True)
@@ -172,6 +194,8 @@ def run(cases: Sequence[Case], settings: Settings, told: Callable[[Outcome], Non
     told
         Called with each outcome as soon as it is known.
     """
+    from bids_petsynth.reports.citation import write_citation
+
     outcomes: list[Outcome] = []
     unreported: set[str] = set()
 
@@ -203,40 +227,43 @@ def run(cases: Sequence[Case], settings: Settings, told: Callable[[Outcome], Non
             tell(case, tracer, DONE, "up to date")
         if job.tracers or job.write_anatomy:
             jobs.append(job)
-    parallel = settings.nprocs // settings.omp_nthreads > 1 and len(jobs) > 1
-    size = 4 * (settings.nprocs // settings.omp_nthreads) if parallel else 1
+    at_once = settings.nprocs // settings.omp_nthreads
+    plugin = settings.plugin or ("MultiProc" if at_once > 1 and len(jobs) > 1 else "Linear")
+    size = {"Linear": 1, "MultiProc": 4 * at_once, "SLURM": 200}[plugin]
     for start in range(0, len(jobs), size):
         if stop():
             break
         batch = jobs[start : start + size]
-        reason = _run_batch(batch, settings, parallel, tell)
-        for job in batch if parallel else []:
-            if any(status_note(settings.out_dir, job.case, part) is None for part in job.parts):
-                reason = _run_batch([job], settings, True, tell)
+        reason = _run_batch(batch, settings, plugin, tell)
+        for job in batch if plugin == "MultiProc" else []:
+            if any(ended_note(settings.out_dir, job.case, part) is None for part in job.parts):
+                reason = _run_batch([job], settings, plugin, tell)
         for job in batch:
             for part in job.parts:
-                if status_note(settings.out_dir, job.case, part) is None:
+                if ended_note(settings.out_dir, job.case, part) is None:
                     fail(job.case, part, f"{job.case.label}: {reason}")
     # of what was up to date, the probabilities may be those of another classifier
     worked = {job.case.label for job in jobs}
     for case in cases:
         if not case.problem and case.label not in worked and steps.classified(case, settings):
             unreported.add(case.participant)
-    write_status(settings.out_dir)
-    write_cohort(settings.out_dir)
-    for participant in sorted({case.participant for case in cases}):
+    own = {case.participant for case in cases}
+    # a run over everybody reads everything; a task of an array reads what is its own
+    anew = own.issuperset(participants_of(settings.out_dir))
+    write_status(settings.out_dir, anew)
+    write_cohort(settings.out_dir, anew)
+    for participant in sorted(own):
         steps.report_unless_there(settings, participant, anew=participant in unreported)
-    steps.citation(settings.out_dir)
+    write_citation(settings.out_dir, anew)
     return outcomes
 
 
-def _run_batch(jobs: list[Job], settings: Settings, parallel: bool, tell: Callable[..., None]) -> str:
+def _run_batch(jobs: list[Job], settings: Settings, plugin: str, tell: Callable[..., None]) -> str:
     """Run the workflows of some jobs, telling each outcome as it comes; return what to say of those that left none."""
     from nipype import config
     from nipype.pipeline import engine as pe
-    from nipype.pipeline.plugins import LinearPlugin
 
-    from bids_petsynth.workflows.workers import Workers, be_quiet
+    from bids_petsynth.workflows.workers import be_quiet
 
     try:
         base = Path(tempfile.mkdtemp(prefix="petsynth_", dir=settings.work_dir))
@@ -249,6 +276,7 @@ def _run_batch(jobs: list[Job], settings: Settings, parallel: bool, tell: Callab
         "crashdump_dir": str(base),
         "crashfile_format": "txt",
         "create_report": "false",
+        "job_finished_timeout": str(_LATEST),
         "poll_sleep_duration": "0.2",
         "remove_node_directories": "true",
         "stop_on_first_crash": "false",
@@ -258,28 +286,28 @@ def _run_batch(jobs: list[Job], settings: Settings, parallel: bool, tell: Callab
     due = {}
     for job in jobs:
         for part in job.parts:
-            status_note(settings.out_dir, job.case, part, forget=True)
+            record_begun(settings.out_dir, job.case, part)
             due[f"petsynth.{job.name}.{f'outputs_{part}' if part else 'anatomy'}"] = (job.case, part)
 
     def finished(node, status: str) -> None:
         key = due.get(node.fullname)
-        if status == "end" and key and (note := status_note(settings.out_dir, *key)):
+        if status != "end" or not key:
+            return
+        latest = time.monotonic() + (_LATEST if plugin == "SLURM" else 0)
+        while (note := ended_note(settings.out_dir, *key)) is None and time.monotonic() < latest:
+            time.sleep(1)
+        if note:
             del due[node.fullname]
             tell(*key, *note)
 
-    arguments = {"status_callback": finished}
-    if parallel:
-        memory = settings.memory_gb or memory_gb()
-        share = {"n_procs": settings.nprocs, "memory_gb": memory, "raise_insufficient": False}
-        plugin = Workers({**arguments, **share})
-    else:
-        plugin = LinearPlugin(plugin_args=arguments)
     on_gpu = choose_device(settings.device).startswith("cuda")
     workflow = pe.Workflow(name="petsynth", base_dir=str(base))
     workflow.add_nodes([init_participant_wf(job, settings, on_gpu) for job in jobs])
-    reason = "the worker ended without a result, most often because memory ran out; use fewer --nprocs or less --mem."
+    reason = _LOST[plugin]
     try:
-        workflow.run(plugin=plugin)
+        workflow.run(plugin=_plugin(plugin, settings, finished))
+    except PetsynthError as error:
+        reason = str(error)
     except RuntimeError as error:  # Nipype's summary of nodes that were lost
         log.debug("Nipype: %s", error)
     except Exception as error:
@@ -289,15 +317,16 @@ def _run_batch(jobs: list[Job], settings: Settings, parallel: bool, tell: Callab
     return reason
 
 
-def memory_gb() -> float:
-    """Memory that workers may share: nine tenths of the machine's, or of the tightest limit set for this process."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    root, own = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-    inner = own.read_text().strip().rsplit(":", 1)[-1].lstrip("/") if own.is_file() else ""
-    folder = root / inner
-    while folder.is_relative_to(root):
-        limit = folder / "memory.max"
-        if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-            total = min(total, int(text))
-        folder = folder.parent
-    return 0.9 * total / 2**30
+def _plugin(name: str, settings: Settings, finished: Callable[..., None]):
+    """Nipype's plugin of this name, which calls ``finished`` with each node and its status."""
+    from nipype.pipeline.plugins import LinearPlugin
+
+    from bids_petsynth.workflows.batch import Slurm
+    from bids_petsynth.workflows.workers import Workers
+
+    arguments = {**settings.plugin_args, "status_callback": finished}
+    if name == "MultiProc":
+        memory = settings.memory_gb or 0.9 * available_memory_gb()
+        share = {"n_procs": settings.nprocs, "memory_gb": memory, "raise_insufficient": False}
+        return Workers({**share, **arguments})
+    return Slurm(arguments) if name == "SLURM" else LinearPlugin(plugin_args=arguments)

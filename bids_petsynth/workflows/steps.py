@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from bids_petsynth.api import Synthesizer, summarise, synthesis_of
 from bids_petsynth.bids.dataset import newest_note
 from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sidecars import run_metadata, synthesis_metadata
-from bids_petsynth.bids.sink import Sink, hash_file, hash_settings, write_bytes
+from bids_petsynth.bids.sink import Sink, hash_file, hash_settings
 from bids_petsynth.bids.tables import dataset_rows
 from bids_petsynth.clinical.language import TextOptions, read_notes
 from bids_petsynth.clinical.limits import untold
@@ -34,9 +33,6 @@ from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.settings import Settings, Space
 from bids_petsynth.types import Anatomy, Case, ClinicalRecord, PetScan
 from bids_petsynth.workflows.outputs import bias_correction, centiloid_metadata, write_anatomy, write_pet
-
-if TYPE_CHECKING:
-    from bids_petsynth.reports.boilerplate import Methods
 
 log = logging.getLogger("bids_petsynth")
 
@@ -223,28 +219,10 @@ def report_unless_there(settings: Settings, participant: str, anew: bool) -> Non
         report(settings, participant)
 
 
-def citation(out_dir: Path) -> None:
-    """Write the methods text of all that stands in the output folder; again, if another process added to it meanwhile.
-
-    Nothing is written where no scan is done.
-    """
-    from bids_petsynth.reports.boilerplate import methods
-    from bids_petsynth.reports.content import read_all
-
-    written = None
-    while (found := methods(read_all(out_dir))) is not None and found != written:
-        _write_citation(out_dir, found)
-        written = found
-
-
-def _write_citation(out_dir: Path, found: Methods) -> None:
-    for text, extension in ((found.markdown, "md"), (found.bibtex, "bib")):
-        write_bytes(out_dir / output_path("citation", extension=extension), text.encode())
-
-
 def planned_citation(settings: Settings) -> None:
     """Write the methods text of what a run with these settings would do."""
     from bids_petsynth.reports.boilerplate import methods
+    from bids_petsynth.reports.citation import write_methods
     from bids_petsynth.reports.content import Pet, Scan
 
     model = description_of(settings.model)
@@ -268,4 +246,5 @@ def planned_citation(settings: Settings) -> None:
     ]
     anatomy = {"BiasCorrection": bias_correction(bool(settings.derivatives)), **run}
     found = methods([Scan(case, None, None, None, anatomy, pets, {})])
-    _write_citation(settings.out_dir, found)
+    if found:
+        write_methods(settings.out_dir, found)

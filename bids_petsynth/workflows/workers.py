@@ -8,10 +8,22 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
 
+from nipype.pipeline.plugins.base import DistributedPluginBase
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
 
 
-class Workers(MultiProcPlugin):
+class GoesOn(DistributedPluginBase):
+    """Goes on after a node was lost."""
+
+    def _remove_node_dirs(self):
+        while True:
+            try:
+                return super()._remove_node_dirs()
+            except FileNotFoundError:  # the folder of a node that never ran: it counts as removed now, go on
+                continue
+
+
+class Workers(GoesOn, MultiProcPlugin):
     """MultiProc for nodes that use torch.
 
     Workers are spawned: a forked one inherits OpenMP's and CUDA's state from this process and can hang. A
@@ -42,13 +54,6 @@ class Workers(MultiProcPlugin):
         self._task_obj[self._taskid] = future
         future.add_done_callback(partial(self._done, self._taskid))
         return self._taskid
-
-    def _remove_node_dirs(self):
-        while True:
-            try:
-                return super()._remove_node_dirs()
-            except FileNotFoundError:  # the folder of a node that never ran: it counts as removed now, go on
-                continue
 
     def _done(self, taskid: int, future: Future) -> None:
         error = future.exception()
