@@ -66,6 +66,23 @@ def test_the_same_command_goes_on_where_it_stopped(site, tiny_recipe, trained_si
     assert "anew" not in capsys.readouterr().err
 
 
+def test_a_model_is_adapted_to_other_scans(site, tiny_recipe, trained_site, tmp_path, capsys):
+    out, start = tmp_path / "out", trained_site / "models" / "ours"
+    shutil.copytree(trained_site / "models" / "ours-training" / "heads", out / "models" / "theirs-training" / "heads")
+    shutil.copytree(trained_site / "models" / "ours-training" / "scans", out / "models" / "theirs-training" / "scans")
+    command = [str(site), str(out), "train", "--name", "theirs", "--held-out", ".34", "--random-seed", "5"]
+    assert main([*command, "--init-from", str(start)]) == 0
+    before, after = load_model(start), load_model(out / "models" / "theirs")
+    # its units stay, its weights move from where they were
+    assert after.latent_sd == before.latent_sd and after.variables == before.variables
+    old, new = (torch.cat([p.flatten() for p in m.denoiser.parameters()]) for m in (before, after))
+    assert 0 < (new - old).norm() < 0.5 * old.norm()
+    changed = tmp_path / "other.toml"
+    changed.write_text(tiny_recipe.read_text().replace("embedding = 32", "embedding = 48"))
+    assert main([*command, "--init-from", str(start), "--recipe", str(changed)]) == 1
+    assert "another `network` than the recipe" in capsys.readouterr().err
+
+
 def test_scans_that_cannot_be_used_are_told_and_the_others_go_on(site, tiny_recipe, trained_site, tmp_path, capsys):
     copy = tmp_path / "bids"
     shutil.copytree(site, copy, symlinks=True)

@@ -49,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add_selection(out)
     what = out.add_argument_group("what is trained")
-    what.add_argument("--recipe", default="petsynth", metavar="NAME|FILE", help="recipe (default: %(default)s)")
+    what.add_argument(
+        "--recipe", metavar="NAME|FILE", help="recipe (default: that of --init-from, without one petsynth)"
+    )
     what.add_argument("--name", metavar="NAME", help="name of the model (default: the recipe's)")
     what.add_argument("--tracer", nargs="+", metavar="NAME", help="tracers (default: all that the dataset has)")
     what.add_argument(
@@ -62,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "--init-from",
         type=Path,
         metavar="FOLDER",
-        help="begin with this model's weights, to adapt it to a site with few scans (same recipe parts)",
+        help="begin with this model's weights, to adapt it to a site with few scans",
     )
     what.add_argument(
         "--vgg19",
@@ -132,7 +134,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
     torch.set_num_threads(threads)
-    recipe = load_recipe(arguments.recipe)
+    start = arguments.init_from
+    recipe = load_recipe(arguments.recipe or (start / "recipe.toml" if start else "petsynth"))
     name = arguments.name or recipe.name
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
         raise UsageError(f"--name {name!r} is no folder name of letters, digits, dots, dashes and underscores.")
@@ -186,7 +189,6 @@ def run(arguments: argparse.Namespace) -> int:
     inside, outside = split_people(people, arguments.held_out, arguments.random_seed)
     about = describe(inside, outside, recipe, arguments.licence)
     ground = SiteGround(inside, outside, recipe, about, arguments.command, tuple(unpaired))
-    start = arguments.init_from
     content = [recipe.model_dump(mode="json"), inside, outside, unpaired, start and load_model(start).fingerprint]
     if first and start_over_if_changed(working, hash_settings(content)):
         say("scans, values or recipe differ from those of the earlier run: training starts anew")

@@ -106,7 +106,7 @@ class Denoiser(nn.Module):
 
     def _with_one(self, sources: Sources) -> Sources:
         """The first source that is there, mixed into the features, and its code; nothing where none is."""
-        first = sources.there.argmax(1)
+        first = sources.there.int().argmax(1)
         rows = torch.arange(len(first), device=first.device)
         any_there = sources.there.any(1)
         image = torch.nan_to_num(sources.given[rows, first])

@@ -21,7 +21,7 @@ import torch
 from bids_petsynth.clinical.language import TextReader
 from bids_petsynth.errors import UsageError
 from bids_petsynth.models.autoencoder import Autoencoder, build_space
-from bids_petsynth.models.conditioning import fit_standardisation, record_matrix
+from bids_petsynth.models.conditioning import fit_standardisation, is_pet, record_matrix
 from bids_petsynth.models.denoiser import build_denoiser
 from bids_petsynth.models.folder import Model, build_regional, load_model, save_model
 from bids_petsynth.models.recipe import Recipe, load_recipe
@@ -233,12 +233,23 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
         people = ground.held_people()
         spread = regional_spread(generator, people)
         sensitivity = sensitivity_figures(generator, people.first(SENSITIVITY_PEOPLE))
-    trained = replace(trained, spread=spread, ranges=ground.ranges())
+    trained = replace(trained, spread=spread, ranges=ground.ranges(), surface=_normative(ground, recipe))
     card = model_card(trained, ground, figures, sensitivity, loop.state.elapsed / 60, loop.state.step)
     trained = replace(trained, card=card)
     save_model(trained, out / "model")
     (out / "figures.json").write_text(json.dumps({"figures": figures, "spread": spread}, indent=2) + "\n")
     return trained
+
+
+def _normative(ground: Ground, recipe: Recipe) -> bytes:
+    """Surface projections of the ground's normal people, as the model folder keeps them; nothing if they are few."""
+    from bids_petsynth.anatomy.alignment import template_grid
+    from bids_petsynth.evaluation.normative import normative_from_cases, to_bytes
+
+    grid = template_grid(tuple(recipe.grid.shape), recipe.grid.voxel_size)
+    tracers = [name for name in recipe.tracers if is_pet(name)]
+    sets = normative_from_cases(ground.normal_cases(), tracers, grid, ground.demonstration)
+    return to_bytes(sets) if sets else b""
 
 
 def space_encode(model: Model, device: str) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from bids_petsynth.training.pairs import Record, TrainingCase
@@ -51,6 +51,9 @@ class Ground(Protocol):
 
     def ranges(self) -> tuple[Mapping[str, str], ...]:
         """Rows of the model folder's ``regions.tsv``."""
+
+    def normal_cases(self) -> Iterable[TrainingCase]:
+        """People of whom surface projections are kept as the norm, not augmented."""
 
     def data(self) -> str:
         """List for the card: whose data, under which licence."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,9 @@ EVALUATION_SEED, CALIBRATION_PEOPLE = 1_000_000, 8
 REGIONAL_CALIBRATION_PEOPLE = 300
 #: People whose regional SUVR the model folder tells as the training range.
 RANGE_PEOPLE = 200
+
+#: Amyloid-negative people whose surface projections are the norm.
+NORMAL_PEOPLE = 60
 
 STANDING = """\
 **This is a demonstration model. It was trained on simulated PET only and has never seen a real PET scan.**
@@ -81,6 +84,11 @@ class SimulatedGround:
 
     def ranges(self) -> tuple[Mapping[str, str], ...]:
         return training_ranges(self._seen, *self._tracers, RANGE_PEOPLE, self.recipe.training.seed, workers())
+
+    def normal_cases(self) -> Iterator[TrainingCase]:
+        from bids_petsynth.evaluation.normative import simulated_normals
+
+        return simulated_normals(self._seen, *self._tracers, self.recipe.training.seed, NORMAL_PEOPLE)
 
     def data(self) -> str:
         return f"""- Anatomy: T1w scans of {len(self.names)} people of the IXI data set (https://brain-development.org/ixi-dataset/),

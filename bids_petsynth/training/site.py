@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
@@ -244,6 +244,9 @@ class SiteGround:
             for (tracer, name), v in values.items()
             if len(v) > 1
         )
+
+    def normal_cases(self) -> Iterator[TrainingCase]:
+        return map(load_case, self.people_in)
 
     def data(self) -> str:
         return self.about
