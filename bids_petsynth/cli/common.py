@@ -12,6 +12,8 @@ from pathlib import Path
 from bids_petsynth.errors import UsageError
 from bids_petsynth.resources import available_cores
 
+log = logging.getLogger("bids_petsynth")
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that never guesses an option from its first letters, so that new options break nobody's script."""
@@ -96,6 +98,10 @@ def threads_of(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"--omp-nthreads {threads} is more than --nprocs {arguments.nprocs}; lower the one or raise the other."
         )
+    granted = available_cores()
+    # with a plugin, steps may run on other machines
+    if arguments.nprocs > granted and getattr(arguments, "use_plugin", None) is None:
+        log.warning("--nprocs %d is more than the %d cores granted here: it will be slower.", arguments.nprocs, granted)
     return threads
 
 

@@ -143,8 +143,11 @@ class WriteReport(SimpleInterface):
     output_spec = _ReportOutput
 
     def _run_interface(self, runtime):
+        from threadpoolctl import threadpool_limits
+
         case, settings = self.inputs.case, self.inputs.settings
-        self._results["failure"] = steps.report(settings, case.participant)
+        with threadpool_limits(1):  # this node takes one core, and others run beside it
+            self._results["failure"] = steps.report(settings, case.participant)
         return runtime
 
 

@@ -129,7 +129,7 @@ def test_the_gpu_partition(slurm, bids, place, tmp_path):
 
 
 def test_a_killed_task_is_told(slurm, bids, tmp_path):
-    job, group = submit(slurm, tmp_path, bids, tmp_path / "out", "cpu", SBATCH_ARGS="--array=1 --cpus-per-task=1")
+    job, group = submit(slurm, tmp_path, bids, tmp_path / "out", "cpu", SBATCH_ARGS="--cpus-per-task=1")
     notes = tmp_path / "out" / "logs" / "status"
     for _ in range(120):
         if notes.is_dir() and any(notes.iterdir()):
@@ -200,7 +200,7 @@ def test_a_job_that_slurm_refuses_is_told(slurm, bids, tmp_path):
     plugin.write_text("plugin: SLURM\nplugin_args: {sbatch_args: --partition=none, max_tries: 0}\n")
     (state,) = slurm.wait(plugin_run(slurm, tmp_path, bids, PLUGIN=str(plugin)), tmp_path)
     assert (state["JobState"], state["ExitCode"]) == ("FAILED", "1:0")
-    assert "invalid partition" in output_of(tmp_path) and "sbatch_args" in output_of(tmp_path)
+    assert "Invalid partition" in output_of(tmp_path) and "sbatch_args" in output_of(tmp_path)
 
 
 @pytest.fixture(scope="module")
