@@ -66,7 +66,7 @@ def test_small_labelled_and_without_tools(image):
     assert not [word for word in about["Config"]["Env"] if word.startswith("PIP_")]
     look = (
         "for name in cc gcc g++ make; do command -v $name; done; "
-        "ls -d /opt/* /src /etc/*pip* /opt/petsynth/bin/pip* /opt/petsynth/lib/*/site-packages/nvidia* 2>/dev/null; true"
+        "cd /opt/petsynth; ls -d /opt/* /src /etc/*pip* bin/pip* lib/*/site-packages/nvidia* 2>/dev/null; true"
     )
     shown = run(image, "-c", look, options=("--entrypoint=/bin/sh",))
     assert shown.stdout.split() == ["/opt/petsynth", "/opt/templateflow"]
