@@ -92,7 +92,8 @@ def test_every_block_is_code_that_a_test_knows_how_to_run_or_says_why_not(block)
     elif block.mark == "not run":
         assert len(block.reason) > 10
     elif block.language in SHELL:
-        assert [words for words in block.commands if words[0] not in ("bids-petsynth", "bids-petsynth-example")] == []
+        others = [words for words in block.commands if words[0] not in ("bids-petsynth", "bids-petsynth-example")]
+        assert others == [], "put <!-- run: the test's file --> or <!-- not run: why --> right before the block"
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language in SHELL], ids=str)

@@ -102,3 +102,46 @@ def test_the_default_of_nprocs_is_what_slurm_grants(monkeypatch):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
     arguments = parser().parse_args(["bids", "out", "participant"])
     assert arguments.nprocs == 1 and threads_of(arguments) == 1
+
+
+def test_more_than_is_granted_is_told(monkeypatch, caplog):
+    from bids_petsynth.cli.common import threads_of
+    from bids_petsynth.cli.participant import parser
+
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    arguments = parser().parse_args(["bids", "out", "participant", "--nprocs", "3"])
+    assert threads_of(arguments) == 3 and "more than the 1 cores granted" in caplog.text
+    caplog.clear()
+    threads_of(parser().parse_args(["bids", "out", "participant", "--nprocs", "3", "--use-plugin", "slurm.yml"]))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(("nprocs", "threads"), [(8, 3), (4, 4), (5, 1)])
+def test_nodes_never_take_more_cores_than_there_are(tmp_path, nprocs, threads):
+    """What Nipype adds up before it starts a node: the cores of every node that computes are its threads."""
+    from bids_petsynth.settings import Settings
+    from bids_petsynth.types import Case, ClinicalRecord
+    from bids_petsynth.workflows.participant import Job, init_participant_wf
+
+    settings = Settings(tmp_path, tmp_path / "out", ("AV45", "FDG"), nprocs=nprocs, omp_nthreads=threads)
+    job = Job(Case("01", None, tmp_path / "x"), ClinicalRecord({}), "a", "b", ("AV45", "FDG"), (), True)
+    nodes = {name: init_participant_wf(job, settings).get_node(name) for name in ("anatomy", "synthesis_AV45")}
+    assert {node.n_procs for node in nodes.values()} == {threads}
+    assert init_participant_wf(job, settings).get_node("report").n_procs == 1
+
+
+def test_a_step_has_the_threads_of_the_run_but_no_more_than_its_job_was_granted(tmp_path, monkeypatch):
+    import torch
+
+    from bids_petsynth.settings import Settings
+    from bids_petsynth.workflows.interfaces import attempt
+
+    before, seen = torch.get_num_threads(), []
+    settings = Settings(tmp_path, tmp_path / "out", ("AV45",), nprocs=4, omp_nthreads=4)
+    try:
+        for granted in ("1", "64"):
+            monkeypatch.setenv("SLURM_CPUS_PER_TASK", granted)
+            assert attempt(lambda: seen.append(torch.get_num_threads()), settings, "sub-01") == ""
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, min(4, available_cores())]

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from conftest import SHARED
 
 ROOT = Path(__file__).parents[1]
 #: Mounts a folder over itself read-only, in a view of its own, then runs the rest.
@@ -76,3 +77,24 @@ def test_datalad_read_only_another_file_system_and_odd_paths(example, tmp_path, 
     assert (out / "sub-positive.html").stat().st_size > 10_000
     assert state(bids) == before
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("petsynth_")]
+
+
+@pytest.mark.skipif(not (SHARED / "templateflow").is_dir(), reason="shared/data/templateflow is not here")
+def test_a_prefetched_template_needs_neither_network_nor_a_folder_to_write_to(tmp_path):
+    home = Path(shutil.copytree(SHARED / "templateflow", tmp_path / "templates"))
+    code = "from bids_petsynth.anatomy.normalisation import find_template\n"
+    code += "print(*find_template('MNI152NLin2009cAsym', 2), sep='\\n')"
+    words = [sys.executable, "-c", code]
+    if os.geteuid() == 0 and subprocess.run([*READ_ONLY, home, "true"], capture_output=True).returncode == 0:
+        words = [*READ_ONLY, home, "unshare", "--net", *words]
+    else:
+        for path in (p for p in home.rglob("*") if p.is_dir()):
+            path.chmod(0o555)
+    alone = {"PYTHONPATH": str(ROOT), "TEMPLATEFLOW_HOME": str(home), "HOME": "/nonexistent"}
+    nowhere = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https")}
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | alone | nowhere)
+    for path in (p for p in home.rglob("*") if p.is_dir()):
+        path.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    files = [Path(line) for line in done.stdout.splitlines()]
+    assert len(files) == 2 and all(file.is_relative_to(home) and file.stat().st_size > 1000 for file in files)

@@ -16,6 +16,8 @@ from bids_petsynth.resources import available_cores
 if TYPE_CHECKING:
     from bids_petsynth.clinical.language import TextOptions
 
+log = logging.getLogger("bids_petsynth")
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that never guesses an option from its first letters, so that new options break nobody's script."""
@@ -155,6 +157,10 @@ def threads_of(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"--omp-nthreads {threads} is more than --nprocs {arguments.nprocs}; lower the one or raise the other."
         )
+    granted = available_cores()
+    # with a plugin, steps may run on other machines
+    if arguments.nprocs > granted and getattr(arguments, "use_plugin", None) is None:
+        log.warning("--nprocs %d is more than the %d cores granted here: it will be slower.", arguments.nprocs, granted)
     return threads
 
 

@@ -143,10 +143,13 @@ class WriteReport(SimpleInterface):
     output_spec = _ReportOutput
 
     def _run_interface(self, runtime):
+        from threadpoolctl import threadpool_limits
+
         case, settings = self.inputs.case, self.inputs.settings
-        # a failure of the classifier must not take the report along
-        unclassified = attempt(lambda: steps.classified(case, settings), settings, f"{case.label}_classifier")
-        self._results["failure"] = steps.report(settings, case.participant) or unclassified
+        with threadpool_limits(1):  # this node takes one core, and others run beside it
+            # a failure of the classifier must not take the report along
+            unclassified = attempt(lambda: steps.classified(case, settings), settings, f"{case.label}_classifier")
+            self._results["failure"] = steps.report(settings, case.participant) or unclassified
         return runtime
 
 

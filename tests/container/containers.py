@@ -56,4 +56,4 @@ class PipConfiguration:
     file: Path
     mounts: dict[Path, Path] = field(default_factory=dict)  # inside → outside
 
-    INSIDE = Path("/run/petsynth-pip.conf")
+    INSIDE = Path("/etc/petsynth-pip.conf")

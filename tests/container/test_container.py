@@ -65,8 +65,8 @@ def test_small_labelled_and_without_tools(image):
     # neither pip's configuration nor anything else of the build
     assert not [word for word in about["Config"]["Env"] if word.startswith("PIP_")]
     look = (
-        "for name in cc gcc g++ make pip; do command -v $name; done; "
-        "ls -d /src /opt/* /run/*pip* /opt/petsynth/lib/*/site-packages/nvidia* 2>/dev/null; true"
+        "for name in cc gcc g++ make; do command -v $name; done; "
+        "cd /opt/petsynth; ls -d /opt/* /src /etc/*pip* bin/pip* lib/*/site-packages/nvidia* 2>/dev/null; true"
     )
     shown = run(image, "-c", look, options=("--entrypoint=/bin/sh",))
     assert shown.stdout.split() == ["/opt/petsynth", "/opt/templateflow"]
@@ -84,7 +84,7 @@ def done(image, example, tmp_path_factory) -> Path:
     out = output_folder(tmp_path_factory.mktemp("docker") / "out")
     ended = run(image, "/bids", "/out", "participant", options=volumes(example, out))
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "Traceback" not in ended.stderr and "matplotlib" not in ended.stderr.lower()
+    assert "Traceback" not in ended.stderr and "temporary cache directory" not in ended.stderr
     return out
 
 
