@@ -50,6 +50,12 @@ def parser() -> argparse.ArgumentParser:
         help="column with two or more classes that T1w, blood and PET are to tell apart",
     )
     classes.add_argument(
+        "--score", metavar="COLUMN", help="column with a score, such as MMSE, that they are to predict"
+    )
+    classes.add_argument(
+        "--score-range", nargs=2, type=float, metavar=("LO", "HI"), help="people with a score outside are left out"
+    )
+    classes.add_argument(
         "--seeds",
         type=positive,
         default=5,
@@ -86,6 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--pet-window takes two times in minutes, the first before the second.")
     if arguments.pet_fwhm is not None and not arguments.pet_fwhm > 0:
         raise UsageError(f"--pet-fwhm {arguments.pet_fwhm:g} is no resolution; give millimetres above 0.")
+    if arguments.score_range and not arguments.score_range[0] < arguments.score_range[1]:
+        raise UsageError("--score-range takes two numbers, the smaller one first.")
     if arguments.folds < 2:
         raise UsageError("--folds 1 leaves nobody to test on; give 2 or more.")
     from bids_petsynth.workflows.group import Plan
@@ -104,6 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
             group_columns=tuple(arguments.group_column),
             cluster_column=arguments.cluster_column,
             diagnosis=arguments.diagnosis,
+            score=arguments.score,
+            score_range=tuple(arguments.score_range) if arguments.score_range else None,
             seeds=arguments.seeds,
             folds=arguments.folds,
             window_min=tuple(arguments.pet_window) if arguments.pet_window else None,

@@ -53,7 +53,14 @@ def status_section(cohort: Cohort) -> Section:
             f"{people(far)} participants have regions whose SUVR lies far from that of the others (modified z-score "
             f"beyond {numbers()['outlier_z']:g}): look at their reports."
         )
-        tables.append(Table("outliers", "Outlying regions", far, "Modified z-score: .6745 (SUVR - median) / MAD"))
+        tables.append(
+            Table(
+                "outliers",
+                "Outlying regions",
+                far,
+                "Modified z-score of the SUVR after its relation to the target SUVR is taken off",
+            )
+        )
     return Section("status", "Who is there", sentences, tables)
 
 

@@ -19,6 +19,7 @@ from bids_petsynth.bids.sink import hash_settings, json_text, write_atomically, 
 from bids_petsynth.errors import PetsynthError
 from bids_petsynth.evaluation.comparison import Comparison, as_json, compare, from_json
 from bids_petsynth.reports.content import Pet, Scan
+from bids_petsynth.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Job:
         about = [(a.get("InputHash"), a.get("SettingsHash")) for a in (self.pet.about, self.scan.about)]
         files = [self.pair.pet.path, self.pet.mean]
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.exists()]
-        how = [self.window_min, self.fwhm, self.seed, __version__]
+        surface = {row["name"]: row["value"] for row in read_table("surface.tsv")}
+        how = [self.window_min, self.fwhm, self.seed, surface, __version__]
         return hash_settings([about, stats, dict(self.pair.pet.sidecar), self.pair.pet.prepared, how])
 
 

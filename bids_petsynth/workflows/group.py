@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sink import check_writable, write_bytes
 from bids_petsynth.errors import UsageError
 from bids_petsynth.evaluation.cohort import PET, Cohort, read_cohort
@@ -41,6 +42,8 @@ class Plan:
     group_columns: tuple[str, ...] = ()
     cluster_column: str | None = None
     diagnosis: str | None = None
+    score: str | None = None
+    score_range: tuple[float, float] | None = None
     seeds: int = 5
     folds: int = 5
     window_min: tuple[float, float] | None = None
@@ -110,7 +113,6 @@ def _work(plan: Plan) -> list[str]:
     from bids_petsynth.evaluation.pairs import tabulate
     from bids_petsynth.reports.cohort_sections import cohort_sections
     from bids_petsynth.reports.content import read_participant
-    from bids_petsynth.reports.diagnosis_section import diagnosis_of, diagnosis_section
     from bids_petsynth.reports.group import write_group
     from bids_petsynth.reports.participant import report_path
 
@@ -128,10 +130,7 @@ def _work(plan: Plan) -> list[str]:
     compared = _compare(plan, cases, scans, filters)
     pairs = tabulate(cohort, {one.job.key: one.found for one in compared.outcomes if one.found}, clusters)
     sections += _with_real_pet(plan, cohort, compared, pairs, groupings, clusters)
-    if plan.diagnosis:
-        inputs = model_inputs(plan.model)
-        found = diagnosis_of(cohort, pairs, plan.diagnosis, clusters, inputs, plan.seeds, plan.folds, plan.seed)
-        sections.append(diagnosis_section(found, plan.diagnosis, cohort.simulated))
+    sections += _classes(plan, cohort, pairs, clusters)
     reports = {f"sub-{label}": report_path(label) for label in labels if (plan.out_dir / report_path(label)).is_file()}
     write_group(
         plan.out_dir,
@@ -143,6 +142,33 @@ def _work(plan: Plan) -> list[str]:
         {"Synthetic": True, "DemonstrationModel": cohort.demonstration, "SimulatedDataset": cohort.simulated},
     )
     return [sentence for section in sections[:1] for sentence in section.sentences[:2]]
+
+
+def _classes(plan: Plan, cohort: Cohort, pairs: Mapping[str, Pairs], clusters: pd.Series) -> list[Section]:
+    """Diagnosis and score, where they are asked for; the chosen classifier is saved."""
+    from bids_petsynth.evaluation.classifier_folder import save_classifier
+    from bids_petsynth.reports import diagnosis_section as parts
+
+    if not plan.diagnosis and not plan.score:
+        return []
+    features = parts.features_of(cohort, pairs)
+    sections = []
+    if plan.diagnosis:
+        label = parts.column_of(cohort, plan.diagnosis, "--diagnosis")
+        about = {"Column": plan.diagnosis, "Simulated": cohort.simulated, "DemonstrationModel": cohort.demonstration}
+        found = parts.diagnosis_of(
+            cohort, features, label, clusters, model_inputs(plan.model), plan.seeds, plan.folds, plan.seed, about
+        )
+        if found.classifier is not None:
+            save_classifier(found.classifier, plan.out_dir / output_path("classifier").parent)
+        sections.append(parts.diagnosis_section(found, plan.diagnosis, cohort.simulated))
+        sections.append(parts.augmentation_section(features, label, clusters, plan.folds, plan.seed))
+    if plan.score:
+        score = parts.column_of(cohort, plan.score, "--score")
+        sections.append(
+            parts.score_section(features, score, clusters, plan.score_range, plan.seeds, plan.folds, plan.seed)
+        )
+    return sections
 
 
 @dataclass(frozen=True)
@@ -276,7 +302,8 @@ def clusters_of(cohort: Cohort, column: str | None) -> pd.Series:
     UsageError
         If the dataset has no such column.
     """
-    people = pd.Series(cohort.anatomy.index.get_level_values("participant_id"), index=cohort.anatomy.index)
+    index = cohort.anatomy.index
+    people = pd.Series(index.get_level_values("participant_id").astype(str), index=index, name="unit")
     if column is None and cohort.simulated and "head" in cohort.columns:
         column = "head"
     if column is None:
@@ -284,4 +311,4 @@ def clusters_of(cohort: Cohort, column: str | None) -> pd.Series:
     if column not in cohort.columns:
         raise UsageError(f"The dataset has no column {column}; correct --cluster-column.")
     text = cohort.columns[column]
-    return text.where(text != "", people)
+    return text.where(text != "", people).rename("unit")
