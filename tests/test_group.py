@@ -232,7 +232,7 @@ def test_planted_bias_error_and_status_come_back(tmp_path, monkeypatch):
     assert row["bias"] == pytest.approx(-5, abs=1.5) and row["bias_low"] < -5 < row["bias_high"]
     assert row["loa_high"] - row["loa_low"] == pytest.approx(2 * 1.96 * 3, rel=0.3)
     other = table(out, "global").query("method == 'ridge' and figure == 'Centiloid'").iloc[0]
-    assert row["mae"] < other["mae"] and other["r"] > 0.9  # the record tells the load
+    assert other["r"] > 0.9 and abs(other["bias"]) < 1.5  # the record tells the load, and has no bias to tell
     assert np.isnan(table(out, "global").query("method == 'population mean'")["r"]).all()
     cut = table(out, "cutoffs").query("method == 'synthetic PET' and cutoff == 20").iloc[0]
     assert cut["n_positive"] == cut["n_called_positive"] + round((1 - cut["sensitivity"]) * cut["n_positive"]) - round(

@@ -80,7 +80,9 @@ def run(plan: Plan) -> int:
     if report.is_file() and note.is_file() and note.read_text() == state:
         print(f"Nothing has changed: {report} is up to date.")
         return 0
-    write_dataset_files(plan.out_dir, plan.bids_dir, __version__, plan.derivatives)
+    if not (plan.out_dir / "dataset_description.json").is_file():
+        # what participant wrote names its own derivatives, and stays
+        write_dataset_files(plan.out_dir, plan.bids_dir, __version__, plan.derivatives)
     sentences = _work(plan)
     write_bytes(note, state.encode())
     for sentence in sentences:
