@@ -44,7 +44,7 @@ def suvr_of(person: Person, name: str) -> dict[str, float]:
     level = (person.load - equation.intercept) / equation.slope if equation else 1 + person.load / 100
     rng = np.random.default_rng(list(f"{person.label} {person.session} {name}".encode()))
     values = {region: level + person.noise * rng.normal() for region in NAMES}
-    return values | {target: level for target in targets()}
+    return values | dict.fromkeys(targets(), level)
 
 
 def write(folder: Path, people: Sequence[Person], about: Mapping[str, object] | None = None) -> tuple[Path, Path]:

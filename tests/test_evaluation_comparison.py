@@ -1,4 +1,4 @@
-"""A synthetic scan against a real one, with true volumes: what is planted in the real scan comes back from the files."""
+"""A synthetic scan against a real one, with true volumes: what is planted in the real scan comes back."""
 
 from __future__ import annotations
 
@@ -118,3 +118,29 @@ def test_an_output_that_is_gone_is_a_sentence(world, tmp_path):
     (pet,) = scan.pets
     with pytest.raises(InputError, match="run the level participant again"):
         compare(scan, replace(pet, mean=tmp_path / "gone.nii.gz"), real, None, None, 0)
+
+
+def test_frechet_distance_on_named_features(world, tmp_path):
+    from monai.networks.nets import resnet10
+    from safetensors.torch import save_file
+    from scipy.linalg import sqrtm
+
+    from bids_petsynth.errors import UsageError
+    from bids_petsynth.evaluation.perception import frechet, network
+
+    weights = tmp_path / "weights.safetensors"
+    net = resnet10(spatial_dims=3, n_input_channels=1, num_classes=2)
+    save_file({name: value.contiguous() for name, value in net.state_dict().items()}, weights)
+    _, _, _, scan, real = world
+    found, _ = compare(scan, scan.pets[0], real, None, None, 0, ("resnet10", weights))
+    assert len(found.features["real"]) == 512 and found.features["real"] != found.features["synthetic"]
+    with pytest.raises(UsageError, match="are not those of"):
+        network("resnet18", weights)
+    with pytest.raises(UsageError, match="no readable safetensors"):
+        network("resnet10", tmp_path / "absent")
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(50, 4)), 1 + 2 * rng.normal(size=(60, 4))
+    both = np.cov(a.T), np.cov(b.T)
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(sum(both) - 2 * sqrtm(both[0] @ both[1]).real)
+    assert frechet(a, b) == pytest.approx(expected, rel=1e-4)
+    assert np.isnan(frechet(a[:1], b))

@@ -346,11 +346,23 @@ def test_read_tsv_of_a_written_table(cohort):
 
 def test_diagnosis_and_score(tmp_path, monkeypatch):
     with_real(monkeypatch)
-    own = people(40)
+    own = people(24)
     mmse = {p.label: f"{30 - p.load / 10:.1f}" for p in own}
     own = [replace(p, columns={**p.columns, "MMSE": mmse[p.label]}) for p in own]
     bids, out = write(tmp_path, own)
-    options = ("--diagnosis", "diagnosis", "--score", "MMSE", "--score-range", "20", "30", "--seeds", "1", "--folds", "3")
+    options = (
+        "--diagnosis",
+        "diagnosis",
+        "--score",
+        "MMSE",
+        "--score-range",
+        "20",
+        "30",
+        "--seeds",
+        "1",
+        "--folds",
+        "2",
+    )
     assert run(bids, out, *options) == 0
     seen = check_page(out).seen
     assert "Classes are those of the column diagnosis" in seen

@@ -80,6 +80,15 @@ def parser() -> argparse.ArgumentParser:
     pet.add_argument(
         "-d", "--derivatives", nargs="+", default=[], metavar="NAME=PATH", help="preprocessed PET: petprep=PATH"
     )
+    pet.add_argument(
+        "--fid-weights", type=Path, metavar="FILE", help="safetensors of a network whose features FID is computed on"
+    )
+    pet.add_argument(
+        "--fid-network",
+        default="resnet10",
+        metavar="NAME",
+        help="which of MONAI's networks it is (default: %(default)s)",
+    )
     add_running(out)
     return out
 
@@ -119,6 +128,8 @@ def run(arguments: argparse.Namespace) -> int:
             window_min=tuple(arguments.pet_window) if arguments.pet_window else None,
             fwhm=arguments.pet_fwhm,
             max_gap=arguments.max_gap,
+            fid_network=arguments.fid_network,
+            fid_weights=arguments.fid_weights,
             nprocs=max(1, arguments.nprocs // threads) if arguments.omp_nthreads else arguments.nprocs,
             seed=arguments.random_seed,
             command=arguments.command,

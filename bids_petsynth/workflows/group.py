@@ -14,7 +14,7 @@ from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sink import check_writable, write_bytes
 from bids_petsynth.errors import UsageError
 from bids_petsynth.evaluation.cohort import PET, Cohort, read_cohort
-from bids_petsynth.evaluation.findings import Section
+from bids_petsynth.evaluation.findings import Section, Table
 from bids_petsynth.evaluation.groups import groups
 from bids_petsynth.types import Case
 
@@ -49,6 +49,8 @@ class Plan:
     window_min: tuple[float, float] | None = None
     fwhm: float | None = None
     max_gap: int = 365
+    fid_network: str = "resnet10"
+    fid_weights: Path | None = None
     nprocs: int = 1
     seed: int = 0
     command: str = ""
@@ -104,6 +106,7 @@ def _inputs(plan: Plan) -> list[Path]:
     found += plan.out_dir.glob("logs/status/*.json")
     found += [p for p in plan.out_dir.glob("sub-*/**/*") if p.suffix in (".json", ".tsv")]
     found += [path for path in (plan.filter_file, plan.mapping) if path]
+    found += [plan.fid_weights] if plan.fid_weights else []
     found += [plan.model / "model.json"] if plan.model else []
     return found
 
@@ -191,6 +194,11 @@ def _compare(plan: Plan, cases: list[Case], scans: list[Scan], filters: dict | N
         plan.bids_dir, plan.participants or None, plan.sessions or None, filters, plan.derivatives, canonical
     )
     how = {"out_dir": plan.out_dir, "window_min": plan.window_min, "fwhm": plan.fwhm, "seed": plan.seed}
+    if plan.fid_weights:
+        from bids_petsynth.evaluation.perception import network
+
+        how["network"] = (plan.fid_network, plan.fid_weights)
+        network(*how["network"])  # what is wrong with it is said before anything is done
     todo, left = jobs(scans, pair(cases, real, plan.max_gap), **how)
     outcomes = run_all(todo, plan.nprocs, say)
     rest = [(one.job.pair, one.problem) for one in outcomes if one.problem]
@@ -216,7 +224,7 @@ def _with_real_pet(
     first = {part.first.tracer: set(part.first.real.index) for part in all_parts}
     return [
         parts.pairs_section(all_parts, compared.left, preparation(compared.outcomes), cohort.simulated),
-        parts.image_section(all_parts),
+        parts.image_section(all_parts, fid_table(plan, done, first)),
         maps_section(done, first, clusters, plan.model or built_in()),
         parts.regional_section(all_parts),
         parts.global_section(all_parts),
@@ -224,6 +232,24 @@ def _with_real_pet(
         parts.uncertainty_section(all_parts, groupings),
         parts.fairness_section(all_parts, groupings),
     ]
+
+
+def fid_table(plan: Plan, done: Sequence[Outcome], first: Mapping[str, set]) -> Table | None:
+    """Fréchet distance of each tracer's synthetic to its real scans, if a network is named."""
+    import numpy as np
+
+    from bids_petsynth.evaluation.perception import frechet
+
+    if not plan.fid_weights:
+        return None
+    rows = []
+    for name, scans in first.items():
+        found = [one.found.features for one in done if one.job.key[2] == name and one.job.key[:2] in scans]
+        sides = [np.array([one[side] for one in found]) for side in ("synthetic", "real")]
+        row = {"tracer": name, "network": f"{plan.fid_network}, {plan.fid_weights.name}", "n": len(found)}
+        rows.append({**row, "features": sides[0].shape[-1], "fid": frechet(*sides)})
+    note = "Biased upwards unless there are many more people than features; only of one network with itself comparable"
+    return Table("fid", "Fréchet distance", pd.DataFrame(rows), note) if rows else None
 
 
 def equation_of(pet: Pet) -> tuple[float, float] | None:
