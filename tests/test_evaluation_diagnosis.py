@@ -7,7 +7,7 @@ from scipy import stats
 from sklearn import metrics
 
 from bids_petsynth.evaluation.classifier import KINDS, LOGISTIC
-from bids_petsynth.evaluation.decisions import agreement, class_areas, compare, figures, kappa
+from bids_petsynth.evaluation.decisions import agreement, better_than_chance, class_areas, compare, figures, kappa
 from bids_petsynth.evaluation.delong import delong_clustered
 from bids_petsynth.evaluation.diagnosis import AS_IS, CLEANED, DROPPED, diagnose
 from bids_petsynth.evaluation.features import sources as made_features
@@ -183,17 +183,19 @@ def test_the_values_of_held_out_people_change_nobody_elses_probability():
 
 def test_no_effect_gives_an_area_of_one_half_and_uniform_p():
     rng = np.random.default_rng(3)
-    p, plain, areas = [], [], []
+    p, plain, areas, chance = [], [], [], []
     for _ in range(100):
         y = rng.permutation(np.arange(60) % 2)
         plan = nested(y, np.arange(60), 5, 0)
         plan = [type(fold)(fold.train, fold.test, ()) for fold in plan]
         said = np.array([out_of_fold(Table(rng.normal(size=(60, 3))), y, plan, LOGISTIC, 0)[0] for _ in range(2)])
         areas += [class_areas(one, y)[1] for one in said]
+        chance.append(better_than_chance(said, y, np.arange(60), 5)[0, 1])
         row = compare(["a", "b"], said, y, np.arange(60), ["no", "yes"], 5)[0]
         p.append(row["p"])
         plain.append(row["p_delong"])
     assert stats.kstest(p, "uniform").pvalue > 0.01
+    assert stats.kstest(chance, "uniform").pvalue > 0.01
     # what the wider variance is for: without it every fifth null comparison is called a difference
     assert stats.kstest(plain, "uniform").pvalue < 0.01
     assert np.mean(areas) == pytest.approx(0.5, abs=0.03)
@@ -234,6 +236,9 @@ def test_planted_effects_come_back_in_sign_and_size(found):
     assert table.loc[REAL, "accuracy"] == pytest.approx(stats.norm.cdf(1), abs=0.06)
     assert table.loc["synthetic PET + blood", "auc"] == pytest.approx(table.loc[BLOOD, "auc"], abs=0.03)
     assert (table["people"] == 240).all()
+    chance = found.tables["performance_by_class"].set_index(["features", "class"])["p_chance"]
+    assert chance[REAL, "AD"] < 1e-10
+    assert chance[T1W, "AD"] > 0.01
 
 
 def test_comparison_tells_sets_apart_that_differ_and_no_others(found):

@@ -23,7 +23,9 @@ from bids_petsynth.models.synthesizer import built_in
 from bids_petsynth.reports.participant import write_report
 from bids_petsynth.settings import Settings
 from bids_petsynth.types import Case, ClinicalRecord, Value
-from bids_petsynth.workflows.classification import classify, tracers_of
+from bids_petsynth.workflows import participant, steps
+from bids_petsynth.workflows.classification import classifier_of, classify, tracers_of
+from bids_petsynth.workflows.interfaces import WriteReport
 
 CASE = Case("01", None, None)
 REGIONS = ["Left-Hippocampus", "Right-Hippocampus", "Brain-Stem"]
@@ -151,6 +153,58 @@ def test_a_wrong_folder_ends_the_command_at_once(tmp_path, capsys):
     assert main(words) == 2
     assert "is no classifier: it has no classifier.json" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """The workflow without its slow parts; lists who was reported, and whether with probabilities."""
+    told = []
+
+    def report(chosen, participant):
+        (chosen.out_dir / f"sub-{participant}.html").write_text("a report")
+        told.append((participant, (chosen.out_dir / output_path("classes", CASE)).exists()))
+        return ""
+
+    monkeypatch.setattr(steps, "record_of", lambda case, chosen: record(**{MARKER: 0.4}))
+    monkeypatch.setattr(steps, "report", report)
+    monkeypatch.setattr(steps, "citation", lambda out_dir: None)
+    return told
+
+
+def test_the_last_node_classifies_before_it_reports(tmp_path, quiet):
+    chosen = settings(tmp_path, classifier())
+    outputs(tmp_path / "out")
+    found = WriteReport(case=CASE, settings=chosen, after=[""]).run()
+    assert found.outputs.failure == ""
+    assert quiet == [("01", True)]
+
+
+def test_what_is_up_to_date_is_classified_again_by_another_classifier(tmp_path, quiet, monkeypatch):
+    chosen = settings(tmp_path, classifier())
+    outputs(tmp_path / "out")
+    job = participant.Job(CASE, record(), "", "", (), ("AV45",), False)
+    monkeypatch.setattr(participant, "plan", lambda case, chosen: job)
+
+    def run():
+        quiet.clear()
+        participant.run([CASE], chosen)
+        return quiet
+
+    assert run() == [("01", True)]
+    assert run() == []
+    save_classifier(classifier(REAL), tmp_path / "clf")
+    classifier_of.cache_clear()
+    assert run() == [("01", True)]
+
+
+def test_a_broken_table_is_a_sentence_and_the_report_is_made(tmp_path, quiet, caplog):
+    chosen = settings(tmp_path, classifier())
+    outputs(tmp_path / "out")
+    (tmp_path / "out" / output_path("suvr", CASE, tracer="AV45")).write_text("a\tb\n1\t2\n")
+    found = WriteReport(case=CASE, settings=chosen, after=[""]).run()
+    assert found.outputs.failure == ""
+    assert quiet == [("01", False)]
+    assert "sub-01: regional tables cannot be read" in caplog.text
 
 
 def test_the_report_has_a_part_with_caveats_and_escapes_all(tmp_path):

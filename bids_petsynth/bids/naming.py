@@ -41,6 +41,7 @@ PATTERNS: dict[str, str] = {
     "group_report": "group.html",
     "group_table": "group/{table}.tsv",
     "group_figure": "group/figures/{desc}.{extension}",
+    "classifier": "group/classifier/classifier.json",
     "comparison": "group/work/{label}_trc-{tracer}_comparison.json",
     "comparison_maps": "group/work/{label}_trc-{tracer}_maps.npz",
     # raw data, written by the simulation only

@@ -50,6 +50,12 @@ def parser() -> argparse.ArgumentParser:
         help="column with two or more classes that T1w, blood and PET are to tell apart",
     )
     classes.add_argument(
+        "--score", metavar="COLUMN", help="column with a score, such as MMSE, that they are to predict"
+    )
+    classes.add_argument(
+        "--score-range", nargs=2, type=float, metavar=("LO", "HI"), help="people with a score outside are left out"
+    )
+    classes.add_argument(
         "--seeds",
         type=positive,
         default=5,
@@ -74,6 +80,15 @@ def parser() -> argparse.ArgumentParser:
     pet.add_argument(
         "-d", "--derivatives", nargs="+", default=[], metavar="NAME=PATH", help="preprocessed PET: petprep=PATH"
     )
+    pet.add_argument(
+        "--fid-weights", type=Path, metavar="FILE", help="safetensors of a network whose features FID is computed on"
+    )
+    pet.add_argument(
+        "--fid-network",
+        default="resnet10",
+        metavar="NAME",
+        help="which of MONAI's networks it is (default: %(default)s)",
+    )
     add_running(out)
     return out
 
@@ -86,6 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--pet-window takes two times in minutes, the first before the second.")
     if arguments.pet_fwhm is not None and not arguments.pet_fwhm > 0:
         raise UsageError(f"--pet-fwhm {arguments.pet_fwhm:g} is no resolution; give millimetres above 0.")
+    if arguments.score_range and not arguments.score_range[0] < arguments.score_range[1]:
+        raise UsageError("--score-range takes two numbers, the smaller one first.")
     if arguments.folds < 2:
         raise UsageError("--folds 1 leaves nobody to test on; give 2 or more.")
     from bids_petsynth.workflows.group import Plan
@@ -104,11 +121,15 @@ def run(arguments: argparse.Namespace) -> int:
             group_columns=tuple(arguments.group_column),
             cluster_column=arguments.cluster_column,
             diagnosis=arguments.diagnosis,
+            score=arguments.score,
+            score_range=tuple(arguments.score_range) if arguments.score_range else None,
             seeds=arguments.seeds,
             folds=arguments.folds,
             window_min=tuple(arguments.pet_window) if arguments.pet_window else None,
             fwhm=arguments.pet_fwhm,
             max_gap=arguments.max_gap,
+            fid_network=arguments.fid_network,
+            fid_weights=arguments.fid_weights,
             nprocs=max(1, arguments.nprocs // threads) if arguments.omp_nthreads else arguments.nprocs,
             seed=arguments.random_seed,
             command=arguments.command,

@@ -7,6 +7,7 @@ Intervals are percentile bootstraps over the independent units unless a function
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -26,9 +27,15 @@ LEAST = 3
 
 def counts_of(clusters: np.ndarray, seed: int = 0) -> np.ndarray | None:
     """Bootstrap weights of the people, None where there are too few independent units for an interval."""
-    if len(np.unique(np.asarray(clusters, str))) < numbers()["least_clusters"]:
+    _, place = np.unique(np.asarray(clusters, str), return_inverse=True)
+    return _counts(tuple(place.tolist()), seed) if len(place) else None
+
+
+@lru_cache(maxsize=4)
+def _counts(place: tuple[int, ...], seed: int) -> np.ndarray | None:
+    if len(set(place)) < numbers()["least_clusters"]:
         return None
-    return resample_counts(np.asarray(clusters, str), int(numbers()["resamples"]), seed)
+    return resample_counts(np.array(place), int(numbers()["resamples"]), seed)
 
 
 def means(values: np.ndarray, counts: np.ndarray | None) -> Interval:

@@ -48,6 +48,8 @@ class Comparison:
         Region → SUVR of every draw, where single draws were written.
     atrophy
         Figures of :func:`~bids_petsynth.evaluation.voxelwise.atrophy_measures` of the head.
+    features
+        ``synthetic``, ``real`` → features of the network that the user named, see ``evaluation.perception``.
     quality, notes
         Of the preparation.
     """
@@ -58,6 +60,7 @@ class Comparison:
     centiloid: float | None
     draws: Mapping[str, list[float]] = field(default_factory=dict)
     atrophy: Mapping[str, float] = field(default_factory=dict)
+    features: Mapping[str, list[float]] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -102,9 +105,20 @@ def voxels(path: Path, who: str) -> np.ndarray:
 
 
 def compare(
-    scan: Scan, pet: Pet, real: PetScan, window_min: tuple[float, float] | None, fwhm: float | None, seed: int
+    scan: Scan,
+    pet: Pet,
+    real: PetScan,
+    window_min: tuple[float, float] | None,
+    fwhm: float | None,
+    seed: int,
+    network: tuple[str, Path] | None = None,
 ) -> tuple[Comparison, dict[str, np.ndarray]]:
     """Prepare the real scan and compare.
+
+    Parameters
+    ----------
+    network
+        Name and weights of a network whose features are wanted.
 
     Returns
     -------
@@ -134,6 +148,14 @@ def compare(
             draws.setdefault(name, []).append(value)
     missing = [names[code] for code in np.unique(anatomy.labels) if code and code not in seen]
     notes = (*made.notes, f"Not in the real field of view: {', '.join(missing)}.") if missing else made.notes
+    looked = {}
+    if network is not None:
+        from bids_petsynth.evaluation import perception
+
+        net = perception.network(*network)
+        # where the real scan has no data, neither has
+        seen_by = {"synthetic": np.where(made.covered, mean, 0), "real": made.suvr}
+        looked = {n: perception.features(net, v, pet.tracer.display).tolist() for n, v in seen_by.items()}
     found = Comparison(
         image=image_figures(mean, made.suvr, brain, pet.tracer.display, made.covered),
         synthetic=synthetic,
@@ -141,6 +163,7 @@ def compare(
         centiloid=centiloid_of(pet, true.get(pet.tracer.default_target)),
         draws=draws,
         atrophy=atrophy_measures(anatomy.labels, anatomy.grid.voxel_volume),
+        features=looked,
         quality={name: float(value) for name, value in made.quality.items()},
         notes=tuple(notes),
     )

@@ -73,6 +73,29 @@ def _bounded(name: str, found: Interval, place: tuple[int, int]) -> dict[str, fl
     return {key: float(value[place]) for key, value in parts.items()}
 
 
+def widening(folds: int) -> float:
+    """How much wider the variance of a cross-validated figure is than that of independent people (see ``compare``)."""
+    return 1 + folds / (folds - 1)
+
+
+def better_than_chance(probabilities: np.ndarray, y: np.ndarray, clusters: np.ndarray, folds: int) -> np.ndarray:
+    """``(S, K)`` one-sided p of each class's area, of S classifiers ``(S, N, K)``, being no more than one half.
+
+    With the variance of :func:`compare`; NaN for a class that too few independent units have.
+    """
+    out = np.full((len(probabilities), probabilities.shape[2]), np.nan)
+    for k in range(out.shape[1]):
+        try:
+            found = delong_clustered(probabilities[:, :, k], y == k, clusters)
+        except ValueError:
+            continue
+        error = np.sqrt(np.diag(found.covariance) * widening(folds))
+        # areas of 0 or 1, and of scores that are all the same, have no spread
+        z = (found.auc - 0.5) / np.maximum(error, 1e-9)
+        out[:, k] = stats.norm.sf(z)
+    return out
+
+
 def compare(
     names: Sequence[str],
     probabilities: np.ndarray,
@@ -95,13 +118,13 @@ def compare(
     """
     from statsmodels.stats.multitest import multipletests
 
-    rows, widening = [], 1 + folds / (folds - 1)
+    rows = []
     for k, label in list(enumerate(classes))[1 if len(classes) == 2 else 0 :]:
         try:
             found = delong_clustered(probabilities[:, :, k], y == k, clusters)
         except ValueError:
             continue
-        wider = Discrimination(found.auc, found.covariance * widening)
+        wider = Discrimination(found.auc, found.covariance * widening(folds))
         for a, b in combinations(range(len(names)), 2):
             delta, low, high, p = wider.difference(a, b)
             row = {"features": names[a], "compared_with": names[b], "class": label, "difference": delta}

@@ -10,7 +10,15 @@ import numpy as np
 import pandas as pd
 
 from bids_petsynth.evaluation.classifier import KINDS, LOGISTIC, Classifier
-from bids_petsynth.evaluation.decisions import FIGURES, agreement, compare, figures, intervals, performance_rows
+from bids_petsynth.evaluation.decisions import (
+    FIGURES,
+    agreement,
+    better_than_chance,
+    compare,
+    figures,
+    intervals,
+    performance_rows,
+)
 from bids_petsynth.evaluation.folds import Table, fit
 from bids_petsynth.evaluation.leakage import single_columns
 from bids_petsynth.evaluation.statistics import bootstrap
@@ -79,7 +87,7 @@ def diagnose(
     -----
     Decisions are for the class that is most probable if all were equally common, so that a rare class is decided for
     as well. Intervals of figures are percentiles of a clustered bootstrap over the judged people; what another training
-    cohort would change is not in them, only in the test of differences (``decisions.compare``).
+    cohort would change is not in them, only in the tests (``decisions.compare``, ``better_than_chance``).
     """
     study, classes, sentences = admit(features, label, clusters)
     tables = {"classes": classes}
@@ -95,7 +103,9 @@ def diagnose(
     said = np.array([study.probabilities(study.columns(sources), kind) for kind in kinds for sources in wanted])
     found = intervals(said, study.y, study.clusters, n_bootstrap, seed)
     rows, areas = performance_rows(names, found, study.y, study.clusters, study.classes)
-    tables |= {"performance": pd.DataFrame(rows), "performance_by_class": pd.DataFrame(areas)}
+    chance = better_than_chance(said, study.y, study.clusters, len(study.plans[0]))
+    by_class = pd.DataFrame(areas).assign(p_chance=chance.ravel())
+    tables |= {"performance": pd.DataFrame(rows), "performance_by_class": by_class}
     comparisons = [
         {"classifier": kind, **row}
         for kind, some in zip(kinds, np.split(said, len(kinds)), strict=True)

@@ -201,7 +201,8 @@ def opponents(
         test, rest = fold == number, fold != number
         centre = _column_means(truth[rest])
         known = np.where(np.isfinite(truth[rest]), truth[rest], centre)
-        mine = values[rest]
+        # a value that somebody to learn from lacks counts as average; one that the person lacks is not used
+        mine = np.nan_to_num(values[rest])
         count = int(rest.sum())
         near = choose(matched_weights, [k for k in _NEIGHBOURS if k < count] or [1], mine, known) if count > 1 else 1
         strength = choose(ridge_weights, _STRENGTHS, mine, known) if count > 1 else _STRENGTHS[-1]

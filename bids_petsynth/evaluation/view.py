@@ -38,24 +38,47 @@ def quality_rows(cohort: Cohort) -> pd.DataFrame:
 
 
 def outliers(cohort: Cohort) -> pd.DataFrame:
-    """Regions whose SUVR lies far from that of the others: modified z-score over the cohort (Iglewicz & Hoaglin 1993).
+    """Regions whose SUVR lies far from what the others have: modified z-score (Iglewicz & Hoaglin 1993).
 
-    ``.6745 (x - median) / MAD``, by tracer and region; regions of people with fewer than three scans have none.
+    ``.6745 (x - median) / MAD`` over all scans of a tracer. ``x`` is the SUVR after its linear relation to the target
+    SUVR is taken off, so that an odd pattern is found and a positive scan among negative ones is none.
     """
     parts = []
     for name in cohort.tracers:
         suvr = cohort.regional["suvr"].xs(name, level="tracer", drop_level=False)
-        centre = suvr.median()
-        spread = (suvr - centre).abs().median()
-        score = (0.6745 * (suvr - centre) / spread.where(spread > 0)).stack()
+        target = tracer(name).default_target
+        if target not in suvr:
+            continue
+        rest = _without_line(suvr, suvr[target])
+        rest = (rest - rest.median()).drop(columns=target)
+        spread = rest.abs().median()
+        # regions that follow the target exactly leave rounding errors
+        score = (0.6745 * rest / spread.where(spread > 1e-6)).stack()
         far = score[score.abs() > numbers()["outlier_z"]]
-        values = suvr.stack().reindex(far.index)
-        part = pd.DataFrame({"suvr": values, "z": far})
+        part = pd.DataFrame({"suvr": suvr.stack().reindex(far.index), "z": far})
         part.index.names = [*PET, "region"]
         parts.append(part.reset_index())
-    empty = pd.DataFrame(columns=[*PET, "region", "suvr", "z"])
-    found = pd.concat(parts) if parts else empty
-    return found.sort_values("z", key=abs, ascending=False, ignore_index=True) if len(found) else empty
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        return pd.DataFrame(columns=[*PET, "region", "suvr", "z"])
+    return pd.concat(parts).sort_values("z", key=abs, ascending=False, ignore_index=True)
+
+
+def _without_line(values: pd.DataFrame, by: pd.Series) -> pd.DataFrame:
+    """What is left of every column after a straight line over ``by`` (Theil-Sen on up to 200 scans, so that those who
+    stand out do not draw it); the values themselves with fewer than ten scans, or where ``by`` does not vary.
+    """
+    from scipy.stats import theilslopes
+
+    if len(values) < 10 or not by.std() > 1e-6:
+        return values
+    few = np.unique(np.linspace(0, len(values) - 1, 200).round().astype(int))
+    out = {}
+    for name, column in values.items():
+        known = column.iloc[few].notna().to_numpy() & by.iloc[few].notna().to_numpy()
+        slope = theilslopes(column.iloc[few][known], by.iloc[few][known]).slope if known.sum() > 9 else 0.0
+        out[name] = column - slope * by
+    return pd.DataFrame(out)
 
 
 def scalars(cohort: Cohort, name: str) -> pd.DataFrame:

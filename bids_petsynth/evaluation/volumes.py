@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bids_petsynth.evaluation.classifier import rebalanced, shares
-from bids_petsynth.evaluation.decisions import compare, intervals, performance_rows
+from bids_petsynth.evaluation.decisions import better_than_chance, compare, intervals, performance_rows
 from bids_petsynth.evaluation.folds import Fold
 from bids_petsynth.evaluation.study import Study
 
@@ -56,7 +56,9 @@ def diagnose_volumes(
     names = [{"features": f"whole {name}", "classifier": NETWORK} for name in scans]
     found = intervals(every, study.y, study.clusters, n_bootstrap, seed)
     rows, areas = performance_rows(names, found, study.y, study.clusters, study.classes)
-    tables = {"performance": pd.DataFrame(rows), "performance_by_class": pd.DataFrame(areas)}
+    chance = better_than_chance(every, study.y, study.clusters, len(study.plans[0]))
+    by_class = pd.DataFrame(areas).assign(p_chance=chance.ravel())
+    tables = {"performance": pd.DataFrame(rows), "performance_by_class": by_class}
     titles = [name["features"] for name in names]
     differ = compare(titles, every, study.y, study.clusters, study.classes, len(study.plans[0]))
     if differ:

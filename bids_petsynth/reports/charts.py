@@ -114,12 +114,8 @@ def reliability_chart(table: pd.DataFrame, title: str) -> bytes:
     axes = canvas.subplots()
     axes.plot([0, 1], [0, 1], color="#777777", linewidth=0.9, linestyle="--")
     size = 20 + 200 * table["n"] / max(table["n"].max(), 1)
-    axes.errorbar(
-        table["probability"],
-        table["share"],
-        yerr=[table["share"] - table["share_low"], table["share_high"] - table["share"]],
-        fmt="none",
-        ecolor=SKY,
+    axes.vlines(
+        table["probability"].astype(float), *(table[f"share_{e}"].astype(float) for e in ("low", "high")), color=SKY
     )
     axes.scatter(table["probability"], table["share"], s=size, c=BLUE)
     axes.set_xlim(-0.03, 1.03)

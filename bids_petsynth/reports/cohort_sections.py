@@ -49,11 +49,22 @@ def status_section(cohort: Cohort) -> Section:
     ]
     far = view.outliers(cohort)
     if len(far):
-        sentences.append(
-            f"{people(far)} participants have regions whose SUVR lies far from that of the others (modified z-score "
-            f"beyond {numbers()['outlier_z']:g}): look at their reports."
+        regions = cohort.regional["suvr"].shape[1]
+        count = far.groupby("participant_id")["region"].nunique()
+        names = ", ".join(count.index[count > numbers()["outlier_regions"] * regions][:20])
+        if names:
+            sentences.append(
+                f"Odd patterns of uptake, with more than {numbers()['outlier_regions']:.0%} of the regions far from what "
+                f"the others have: {names}. Look at the reports."
+            )
+        tables.append(
+            Table(
+                "outliers",
+                "Outlying regions",
+                far,
+                "Modified z-score of the SUVR after its relation to the target SUVR is taken off",
+            )
         )
-        tables.append(Table("outliers", "Outlying regions", far, "Modified z-score: .6745 (SUVR - median) / MAD"))
     return Section("status", "Who is there", sentences, tables)
 
 

@@ -115,7 +115,7 @@ def pairs_section(parts: Sequence[Compared], left: pd.DataFrame, quality: pd.Dat
     return Section("pairs", "With real PET", sentences, tables)
 
 
-def image_section(parts: Sequence[Compared]) -> Section:
+def image_section(parts: Sequence[Compared], fid: Table | None = None) -> Section:
     """Image figures, per scan and in all, and against atrophy."""
     if not parts:
         return Section("images", "Images")
@@ -142,6 +142,7 @@ def image_section(parts: Sequence[Compared]) -> Section:
     ]
     if len(atrophy):
         tables.append(Table("atrophy", "Quality against atrophy", atrophy, "Spearman's r across people"))
+    tables += [fid] if fid is not None else []
     return Section("images", "Images", [], tables)
 
 

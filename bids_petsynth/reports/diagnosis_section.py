@@ -9,11 +9,14 @@ import pandas as pd
 
 from bids_petsynth.clinical.variables import variables
 from bids_petsynth.errors import UsageError
+from bids_petsynth.evaluation.augmentation import augment
 from bids_petsynth.evaluation.cohort import Cohort
 from bids_petsynth.evaluation.diagnosis import Diagnosis, diagnose
+from bids_petsynth.evaluation.features import pet_features, sources
 from bids_petsynth.evaluation.findings import Section, Table
 from bids_petsynth.evaluation.pairs import Pairs, once
-from bids_petsynth.evaluation.study import BLOOD, REAL, SYNTHETIC, T1W
+from bids_petsynth.evaluation.scores import regress_score
+from bids_petsynth.evaluation.study import REAL, SYNTHETIC, T1W
 
 _TITLES = {
     "classes": "Classes",
@@ -31,30 +34,18 @@ _TITLES = {
 def features_of(cohort: Cohort, pairs: Mapping[str, Pairs]) -> dict[str, pd.DataFrame]:
     """Source → one row per participant (first scan): regional volumes, plasma, synthetic and real regional SUVR."""
     people = cohort.first
-    plasma = [name for name in cohort.records if variables()[name].kind == "plasma"]
-    out = {T1W: cohort.volumes.reindex(people).dropna(axis=1, how="all"), BLOOD: cohort.records.reindex(people)[plasma]}
-    if len(cohort.synthetic):
-        parts = [
-            cohort.regional["suvr"].xs(t, level="tracer").reindex(people).add_prefix(f"{t} ") for t in cohort.tracers
-        ]
-        out[SYNTHETIC] = pd.concat(parts, axis=1).dropna(axis=1, how="all")
-    real = [once(cohort, one).real.reindex(people).add_prefix(f"{name} ") for name, one in pairs.items()]
+    suvr = {name: cohort.once(cohort.regional["suvr"], name).reindex(people) for name in cohort.tracers}
+    if not suvr:
+        return {}
+    out = sources(cohort.volumes.reindex(people), cohort.records.reindex(people), suvr)
+    real = {name: once(cohort, one).real.reindex(people) for name, one in pairs.items()}
     if real:
-        out[REAL] = pd.concat(real, axis=1).dropna(axis=1, how="all")
-    return {name: frame for name, frame in out.items() if frame.shape[1] and frame.notna().any(axis=None)}
+        out[REAL] = pet_features(real)
+    return {name: frame for name, frame in out.items() if frame.notna().any(axis=None)}
 
 
-def diagnosis_of(
-    cohort: Cohort,
-    pairs: Mapping[str, Pairs],
-    column: str,
-    clusters: pd.Series,
-    inputs: Mapping[str, object],
-    seeds: int,
-    folds: int,
-    seed: int,
-) -> Diagnosis:
-    """Nested cross-validation of the classes of a column, over participants.
+def column_of(cohort: Cohort, column: str, option: str) -> pd.Series:
+    """A column of the dataset's tables, by participant's first scan; missing where empty.
 
     Raises
     ------
@@ -63,12 +54,26 @@ def diagnosis_of(
     """
     if column not in cohort.columns:
         have = ", ".join(sorted(cohort.columns)) or "none"
-        raise UsageError(f"The dataset has no column {column} for --diagnosis; it has {have}.")
-    label = cohort.columns[column].reindex(cohort.first)
-    label = label.where(label != "")
+        raise UsageError(f"The dataset has no column {column} for {option}; it has {have}.")
+    text = cohort.columns[column].reindex(cohort.first)
+    return text.where(text != "").rename(column)
+
+
+def diagnosis_of(
+    cohort: Cohort,
+    features: Mapping[str, pd.DataFrame],
+    label: pd.Series,
+    clusters: pd.Series,
+    inputs: Mapping[str, object],
+    seeds: int,
+    folds: int,
+    seed: int,
+    about: Mapping[str, object],
+) -> Diagnosis:
+    """Nested cross-validation of the classes ``label``, over participants; ``inputs`` are the model's variables."""
     given = [name for name in inputs if name in cohort.records]
     return diagnose(
-        features_of(cohort, pairs),
+        features,
         label,
         clusters.reindex(cohort.first),
         seeds=seeds,
@@ -76,7 +81,52 @@ def diagnosis_of(
         conditioning=cohort.records.reindex(cohort.first)[given],
         defining=[name for name in given if variables()[name].kind == "cognition"],
         seed=seed,
+        about=about,
     )
+
+
+def augmentation_section(
+    features: Mapping[str, pd.DataFrame], label: pd.Series, clusters: pd.Series, folds: int, seed: int
+) -> Section:
+    """Real pairs with and without synthetic scans of people who have no real one; nothing where there are none."""
+    title = "Synthetic scans added to real ones"
+    if not {T1W, SYNTHETIC, REAL} <= set(features):
+        return Section("augmentation", title)
+    have = features[REAL].notna().any(axis=1)
+    if have.all():
+        return Section("augmentation", title)
+    t1w, synthetic = features[T1W].dropna(how="all"), features[SYNTHETIC].dropna(how="all")
+    frame, sentences = augment(
+        t1w, features[REAL][have], synthetic, label, clusters.reindex(label.index), folds=folds, seed=seed
+    )
+    note = "Judged on held-out people with real scans; after MRI2PET's experiment"
+    tables = [Table("augmentation", title, frame, note)] if len(frame) else []
+    return Section("augmentation", title, sentences, tables)
+
+
+def score_section(
+    features: Mapping[str, pd.DataFrame],
+    score: pd.Series,
+    clusters: pd.Series,
+    score_range: tuple[float, float] | None,
+    seeds: int,
+    folds: int,
+    seed: int,
+) -> Section:
+    """A score predicted from sets of features."""
+    frame, sentences = regress_score(
+        features,
+        score,
+        clusters.reindex(score.index),
+        score_range=score_range,
+        seeds=seeds,
+        folds=folds,
+        seed=seed,
+    )
+    tables = (
+        [Table("score", f"Prediction of {score.name}", frame, "Ridge regression, nested folds")] if len(frame) else []
+    )
+    return Section("score", f"Score {score.name}", sentences, tables)
 
 
 def diagnosis_section(found: Diagnosis, column: str, simulated: bool) -> Section:
@@ -89,4 +139,8 @@ def diagnosis_section(found: Diagnosis, column: str, simulated: bool) -> Section
     sentences = [f"Classes are those of the column {column}.", *found.sentences]
     if simulated:
         sentences.insert(1, "The dataset is simulated: the order of features verifies the software, no more.")
+    if found.classifier is not None:
+        sentences.append(
+            "The classifier that did best without real PET is in group/classifier: participant --classifier takes it."
+        )
     return Section("diagnosis", "Diagnosis", sentences, tables)

@@ -144,6 +144,7 @@ def _about(classifier: Classifier, folder: Path, x: pd.DataFrame, files: list[Pa
             "TrainedOnRealPET": any(source == REAL for source, _ in classifier.columns),
             **{key: value for key, value in classifier.about.items() if key != "Features"},
         },
+        "Columns": len(classifier.columns),
         "MissingColumns": missing,
         "Sources": [bids_uri(path, {}) for path in files],
         **columns_of("classes"),

@@ -15,10 +15,11 @@ import numpy as np
 
 from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.pets import Pair
-from bids_petsynth.bids.sink import hash_settings, json_text, write_atomically, write_bytes
+from bids_petsynth.bids.sink import hash_file, hash_settings, json_text, write_atomically, write_bytes
 from bids_petsynth.errors import PetsynthError
 from bids_petsynth.evaluation.comparison import Comparison, as_json, compare, from_json
 from bids_petsynth.reports.content import Pet, Scan
+from bids_petsynth.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Job:
     window_min: tuple[float, float] | None = None
     fwhm: float | None = None
     seed: int = 0
+    network: tuple[str, Path] | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -56,7 +58,10 @@ class Job:
         about = [(a.get("InputHash"), a.get("SettingsHash")) for a in (self.pet.about, self.scan.about)]
         files = [self.pair.pet.path, self.pet.mean]
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.exists()]
-        how = [self.window_min, self.fwhm, self.seed, __version__]
+        surface = {row["name"]: row["value"] for row in read_table("surface.tsv")}
+        how = [self.window_min, self.fwhm, self.seed, surface, __version__]
+        if self.network:
+            how += [self.network[0], hash_file(self.network[1])]
         return hash_settings([about, stats, dict(self.pair.pet.sidecar), self.pair.pet.prepared, how])
 
 
@@ -140,7 +145,7 @@ def one(job: Job) -> Outcome:
     print_ = job.fingerprint()
     crash = job.out_dir / "logs" / f"{job.record.stem}_crash.txt"
     try:
-        found, maps = compare(job.scan, job.pet, job.pair.pet, job.window_min, job.fwhm, job.seed)
+        found, maps = compare(job.scan, job.pet, job.pair.pet, job.window_min, job.fwhm, job.seed, job.network)
     except PetsynthError as error:
         write_bytes(job.record, json_text({"Fingerprint": print_, "problem": str(error)}).encode())
         return Outcome(job, None, str(error))

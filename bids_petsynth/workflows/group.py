@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sink import check_writable, write_bytes
 from bids_petsynth.errors import UsageError
 from bids_petsynth.evaluation.cohort import PET, Cohort, read_cohort
-from bids_petsynth.evaluation.findings import Section
+from bids_petsynth.evaluation.findings import Section, Table
 from bids_petsynth.evaluation.groups import groups
 from bids_petsynth.types import Case
 
@@ -41,11 +42,15 @@ class Plan:
     group_columns: tuple[str, ...] = ()
     cluster_column: str | None = None
     diagnosis: str | None = None
+    score: str | None = None
+    score_range: tuple[float, float] | None = None
     seeds: int = 5
     folds: int = 5
     window_min: tuple[float, float] | None = None
     fwhm: float | None = None
     max_gap: int = 365
+    fid_network: str = "resnet10"
+    fid_weights: Path | None = None
     nprocs: int = 1
     seed: int = 0
     command: str = ""
@@ -77,7 +82,9 @@ def run(plan: Plan) -> int:
     if report.is_file() and note.is_file() and note.read_text() == state:
         print(f"Nothing has changed: {report} is up to date.")
         return 0
-    write_dataset_files(plan.out_dir, plan.bids_dir, __version__, plan.derivatives)
+    if not (plan.out_dir / "dataset_description.json").is_file():
+        # what participant wrote names its own derivatives, and stays
+        write_dataset_files(plan.out_dir, plan.bids_dir, __version__, plan.derivatives)
     sentences = _work(plan)
     write_bytes(note, state.encode())
     for sentence in sentences:
@@ -99,6 +106,7 @@ def _inputs(plan: Plan) -> list[Path]:
     found += plan.out_dir.glob("logs/status/*.json")
     found += [p for p in plan.out_dir.glob("sub-*/**/*") if p.suffix in (".json", ".tsv")]
     found += [path for path in (plan.filter_file, plan.mapping) if path]
+    found += [plan.fid_weights] if plan.fid_weights else []
     found += [plan.model / "model.json"] if plan.model else []
     return found
 
@@ -110,7 +118,6 @@ def _work(plan: Plan) -> list[str]:
     from bids_petsynth.evaluation.pairs import tabulate
     from bids_petsynth.reports.cohort_sections import cohort_sections
     from bids_petsynth.reports.content import read_participant
-    from bids_petsynth.reports.diagnosis_section import diagnosis_of, diagnosis_section
     from bids_petsynth.reports.group import write_group
     from bids_petsynth.reports.participant import report_path
 
@@ -128,10 +135,7 @@ def _work(plan: Plan) -> list[str]:
     compared = _compare(plan, cases, scans, filters)
     pairs = tabulate(cohort, {one.job.key: one.found for one in compared.outcomes if one.found}, clusters)
     sections += _with_real_pet(plan, cohort, compared, pairs, groupings, clusters)
-    if plan.diagnosis:
-        inputs = model_inputs(plan.model)
-        found = diagnosis_of(cohort, pairs, plan.diagnosis, clusters, inputs, plan.seeds, plan.folds, plan.seed)
-        sections.append(diagnosis_section(found, plan.diagnosis, cohort.simulated))
+    sections += _classes(plan, cohort, pairs, clusters)
     reports = {f"sub-{label}": report_path(label) for label in labels if (plan.out_dir / report_path(label)).is_file()}
     write_group(
         plan.out_dir,
@@ -143,6 +147,33 @@ def _work(plan: Plan) -> list[str]:
         {"Synthetic": True, "DemonstrationModel": cohort.demonstration, "SimulatedDataset": cohort.simulated},
     )
     return [sentence for section in sections[:1] for sentence in section.sentences[:2]]
+
+
+def _classes(plan: Plan, cohort: Cohort, pairs: Mapping[str, Pairs], clusters: pd.Series) -> list[Section]:
+    """Diagnosis and score, where they are asked for; the chosen classifier is saved."""
+    from bids_petsynth.evaluation.classifier_folder import save_classifier
+    from bids_petsynth.reports import diagnosis_section as parts
+
+    if not plan.diagnosis and not plan.score:
+        return []
+    features = parts.features_of(cohort, pairs)
+    sections = []
+    if plan.diagnosis:
+        label = parts.column_of(cohort, plan.diagnosis, "--diagnosis")
+        about = {"Column": plan.diagnosis, "Simulated": cohort.simulated, "DemonstrationModel": cohort.demonstration}
+        found = parts.diagnosis_of(
+            cohort, features, label, clusters, model_inputs(plan.model), plan.seeds, plan.folds, plan.seed, about
+        )
+        if found.classifier is not None:
+            save_classifier(found.classifier, plan.out_dir / output_path("classifier").parent)
+        sections.append(parts.diagnosis_section(found, plan.diagnosis, cohort.simulated))
+        sections.append(parts.augmentation_section(features, label, clusters, plan.folds, plan.seed))
+    if plan.score:
+        score = parts.column_of(cohort, plan.score, "--score")
+        sections.append(
+            parts.score_section(features, score, clusters, plan.score_range, plan.seeds, plan.folds, plan.seed)
+        )
+    return sections
 
 
 @dataclass(frozen=True)
@@ -163,6 +194,11 @@ def _compare(plan: Plan, cases: list[Case], scans: list[Scan], filters: dict | N
         plan.bids_dir, plan.participants or None, plan.sessions or None, filters, plan.derivatives, canonical
     )
     how = {"out_dir": plan.out_dir, "window_min": plan.window_min, "fwhm": plan.fwhm, "seed": plan.seed}
+    if plan.fid_weights:
+        from bids_petsynth.evaluation.perception import network
+
+        how["network"] = (plan.fid_network, plan.fid_weights)
+        network(*how["network"])  # what is wrong with it is said before anything is done
     todo, left = jobs(scans, pair(cases, real, plan.max_gap), **how)
     outcomes = run_all(todo, plan.nprocs, say)
     rest = [(one.job.pair, one.problem) for one in outcomes if one.problem]
@@ -188,7 +224,7 @@ def _with_real_pet(
     first = {part.first.tracer: set(part.first.real.index) for part in all_parts}
     return [
         parts.pairs_section(all_parts, compared.left, preparation(compared.outcomes), cohort.simulated),
-        parts.image_section(all_parts),
+        parts.image_section(all_parts, fid_table(plan, done, first)),
         maps_section(done, first, clusters, plan.model or built_in()),
         parts.regional_section(all_parts),
         parts.global_section(all_parts),
@@ -196,6 +232,24 @@ def _with_real_pet(
         parts.uncertainty_section(all_parts, groupings),
         parts.fairness_section(all_parts, groupings),
     ]
+
+
+def fid_table(plan: Plan, done: Sequence[Outcome], first: Mapping[str, set]) -> Table | None:
+    """Fréchet distance of each tracer's synthetic to its real scans, if a network is named."""
+    import numpy as np
+
+    from bids_petsynth.evaluation.perception import frechet
+
+    if not plan.fid_weights:
+        return None
+    rows = []
+    for name, scans in first.items():
+        found = [one.found.features for one in done if one.job.key[2] == name and one.job.key[:2] in scans]
+        sides = [np.array([one[side] for one in found]) for side in ("synthetic", "real")]
+        row = {"tracer": name, "network": f"{plan.fid_network}, {plan.fid_weights.name}", "n": len(found)}
+        rows.append({**row, "features": sides[0].shape[-1], "fid": frechet(*sides)})
+    note = "Biased upwards unless there are many more people than features; only of one network with itself comparable"
+    return Table("fid", "Fréchet distance", pd.DataFrame(rows), note) if rows else None
 
 
 def equation_of(pet: Pet) -> tuple[float, float] | None:
@@ -276,7 +330,8 @@ def clusters_of(cohort: Cohort, column: str | None) -> pd.Series:
     UsageError
         If the dataset has no such column.
     """
-    people = pd.Series(cohort.anatomy.index.get_level_values("participant_id"), index=cohort.anatomy.index)
+    index = cohort.anatomy.index
+    people = pd.Series(index.get_level_values("participant_id").astype(str), index=index, name="unit")
     if column is None and cohort.simulated and "head" in cohort.columns:
         column = "head"
     if column is None:
@@ -284,4 +339,4 @@ def clusters_of(cohort: Cohort, column: str | None) -> pd.Series:
     if column not in cohort.columns:
         raise UsageError(f"The dataset has no column {column}; correct --cluster-column.")
     text = cohort.columns[column]
-    return text.where(text != "", people)
+    return text.where(text != "", people).rename("unit")

@@ -3,13 +3,13 @@
 (() => {
   const text = (row, column) => row.cells[column].textContent.trim();
 
-  function compare(a, b, column) {
+  function compare(a, b, column, way) {
     const [x, y] = [a.cells[column].dataset.sort, b.cells[column].dataset.sort];
-    if (x !== undefined && y !== undefined) return Number(x) - Number(y);
-    // numbers before words, so that n/a comes last
+    if (x !== undefined && y !== undefined) return way * (Number(x) - Number(y));
+    // numbers before words whatever the order, so that n/a comes last
     if (x !== undefined) return -1;
     if (y !== undefined) return 1;
-    return text(a, column).localeCompare(text(b, column), "en", { numeric: true });
+    return way * text(a, column).localeCompare(text(b, column), "en", { numeric: true });
   }
 
   for (const table of document.querySelectorAll("table.sortable")) {
@@ -24,7 +24,7 @@
         const down = head.getAttribute("aria-sort") === "ascending";
         for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
         head.setAttribute("aria-sort", down ? "descending" : "ascending");
-        const rows = [...body.rows].sort((a, b) => (down ? -1 : 1) * compare(a, b, column));
+        const rows = [...body.rows].sort((a, b) => compare(a, b, column, down ? -1 : 1));
         body.append(...rows);
       });
     });
