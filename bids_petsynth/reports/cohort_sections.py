@@ -54,8 +54,8 @@ def status_section(cohort: Cohort) -> Section:
         names = ", ".join(count.index[count > numbers()["outlier_regions"] * regions][:20])
         if names:
             sentences.append(
-                f"Odd patterns of uptake, with more than {numbers()['outlier_regions']:.0%} of the regions far from what "
-                f"the others have: {names}. Look at the reports."
+                f"Odd patterns of uptake, with more than {numbers()['outlier_regions']:.0%} of the regions far from "
+                f"what the others have: {names}. Look at the reports."
             )
         tables.append(
             Table(
