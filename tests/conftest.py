@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from places import SHARED, as_ours
 
 import bids_petsynth.anatomy.registration  # noqa: F401  (fixes ANTs' threads before a test uses ants by itself)
-
-#: Real scans for development; tests that need them skip where they are absent.
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
@@ -67,11 +65,6 @@ def trained_site(site, tiny_recipe, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("trained")
     assert main([str(site), str(out), "train", *as_ours(tiny_recipe)]) == 0
     return out
-
-
-def as_ours(recipe: Path) -> list[str]:
-    """Options that train ``ours``."""
-    return ["--recipe", str(recipe), "--name", "ours", "--held-out", ".34"]
 
 
 @pytest.fixture(scope="session")

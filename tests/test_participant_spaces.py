@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import SHARED
+from places import SHARED
 
 
 def command(*words: str | Path, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess:

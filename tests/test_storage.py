@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import SHARED
+from places import SHARED
 
 ROOT = Path(__file__).parents[1]
 #: Mounts a folder over itself read-only, in a view of its own, then runs the rest.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import as_ours
+from places import as_ours
 
 from bids_petsynth.cli.main import main
 from bids_petsynth.models.folder import load_model, training_ranges
