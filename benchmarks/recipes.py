@@ -33,6 +33,7 @@ from bids_petsynth.evaluation.image import image_figures
 from bids_petsynth.evaluation.regional import correlation
 from bids_petsynth.evaluation.statistics import bootstrap
 from bids_petsynth.evaluation.uncertainty import auc, inside, predictive_intervals
+from bids_petsynth.models.conditioning import is_pet
 from bids_petsynth.models.denoiser import parameters_in_millions
 from bids_petsynth.models.folder import load_model
 from bids_petsynth.models.recipe import Recipe, load_recipe
@@ -101,13 +102,44 @@ def recipe_of(variant: str, scale: str, tracers: list[str]) -> Recipe:
             space |= {"channels": [max(8, c // 2) for c in space["channels"]], "adversarial": 0.0}
         net["channels"] = [max(16, c // 2) for c in net["channels"]]
         net["blocks"], net["groups"] = 1, 8
-        data["training"] |= {"batch": 4, "rate": 1e-3, "warmup": 20, "ema": 0.98, "pool": 120}
+        data["training"] |= {"batch": 4, "rate": 1e-3, "warmup": 20, "ema": 0.98, "pool": 60, "refresh": 10}
         data["process"]["steps"] = min(data["process"]["steps"], 25)
         if data["pretraining"]:
             data["pretraining"]["steps"] = data["training"]["steps"] // 2
         if data["regional"]:
-            data["regional"]["people"] = 1500
+            data["regional"] |= {"people": 600, "training_steps": 3000}
     return Recipe.model_validate(changed(data, fields))
+
+
+@cache
+def training_case(arrays: Path, tracers: tuple[str, ...], seed: int, number: int) -> TrainingCase:
+    """A training person, simulated once for all variants."""
+    ground = SimulatedGround(arrays, base_recipe(tracers, seed))
+    case = ground.case(number)
+    return replace(case, coordinates=None, classes=case.classes.byte(), labels=case.labels.half())
+
+
+@cache
+def base_recipe(tracers: tuple[str, ...], seed: int) -> Recipe:
+    """What the people depend on."""
+    recipe = load_recipe("petsynth")
+    training = recipe.training.model_copy(update={"seed": seed})
+    return recipe.model_copy(update={"tracers": tracers, "training": training})
+
+
+class Bench(SimulatedGround):
+    """The same people for every variant; no tables for a model folder, which nobody is given."""
+
+    def case(self, number: int) -> TrainingCase:
+        tracers = tuple(name for name in self.recipe.tracers if is_pet(name))
+        case = training_case(self.arrays, tracers, self.recipe.training.seed, number)
+        return replace(case, labels=case.labels.float())
+
+    def ranges(self) -> tuple:
+        return ()
+
+    def normal_cases(self) -> tuple:
+        return ()
 
 
 @cache
@@ -180,7 +212,7 @@ def run(arguments: argparse.Namespace) -> None:
 
                 names = [variable.name for variable in recipe.conditioning.variables]
                 texts = TextReader(recipe.conditioning.text, names, options, arguments.device)
-            ground = SimulatedGround(arguments.arrays, recipe)
+            ground = Bench(arguments.arrays, recipe)
             how = Run(folder, arguments.minutes, device=arguments.device, validate=0, texts=texts)
             model = train(ground, recipe, how)
         engine = Synthesizer(model, arguments.device, reader_of(model, options, arguments.device))
