@@ -1,5 +1,5 @@
 # docker build -t petsynth .                                    CUDA (what the default package index brings)
-# docker build -t petsynth:cpu --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .
+# docker build -t petsynth:cpu --build-arg TORCH_INDEX=https://…/whl/cpu .
 # docker run --rm --gpus all -v /data/bids:/bids:ro -v /data/out:/out petsynth /bids /out participant
 # Any user, no network and a read-only root will do, if there is a /tmp:
 #   docker run --user "$(id -u):$(id -g)" --network none --read-only --tmpfs /tmp --cap-drop all …

@@ -269,8 +269,8 @@ def _run_batch(jobs: list[Job], settings: Settings, plugin: str, tell: Callable[
         base = Path(tempfile.mkdtemp(prefix="petsynth_", dir=settings.work_dir))
     except OSError as error:
         raise UsageError(
-            f"The work directory {settings.work_dir or tempfile.gettempdir()} cannot be written to ({error.strerror}); "
-            "choose another with --work-dir."
+            f"The work directory {settings.work_dir or 'of the system (TMPDIR)'} cannot be written to "
+            f"({error.strerror}); choose another with --work-dir."
         ) from None
     execution = {
         "crashdump_dir": str(base),
