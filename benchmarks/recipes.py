@@ -174,8 +174,8 @@ def evaluate(engine: Synthesizer, cases: list[TrainingCase], draws: int) -> list
             image_figures(made.mean(0), scan[0], labels > 0, spec.display)
             | {"head": case.head, "regions": values[0].tolist(), "truth": values[1][0].tolist()}
             | {"centiloid": both[0].centiloid.mean, "true_centiloid": both[1].centiloid.mean}
-            | {"probability": both[0].probability_positive, "target": both[0].target.mean}
-            | {"true_target": both[1].target.mean}
+            | {"probability": both[0].probability_positive, "target": both[0].target.suvr.mean}
+            | {"true_target": both[1].target.suvr.mean}
         )
     return rows
 

@@ -66,7 +66,7 @@ def described(action: argparse.Action) -> dict[str, Any]:
     flag = next((name for name in action.option_strings if name.startswith("--")), None)
     switch = isinstance(action, (argparse._StoreTrueAction, argparse._CountAction))
     of_machine = action.dest in OF_THE_MACHINE
-    number = action.type is not None and action.type is not Path and action.metavar == "N"
+    number = action.type is not None and action.type is not Path and action.metavar in ("N", "DAYS", "SEC")
     out: dict[str, Any] = {
         "id": action.dest,
         "name": flag or action.metavar,

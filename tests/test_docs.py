@@ -46,7 +46,17 @@ FOR_USERS = ("README.md", "docs/inputs.md", "docs/outputs.md", "docs/limits.md",
 #: Lines of command blocks that call another program, whose options are its own.
 OTHERS = re.compile(r"^ *(pip|uv|python -m pytest|docker|podman|apptainer|singularity|sbatch|srun|git) .*$", re.M)
 #: Options of Docker and Apptainer that pages speak of.
-CONTAINER = {"--cleanenv", "--containall", "--env", "--gpus", "--nv", "--read-only", "--rm", "--user"}
+CONTAINER = {
+    "--nproc_per_node",
+    "--cleanenv",
+    "--containall",
+    "--env",
+    "--gpus",
+    "--nv",
+    "--read-only",
+    "--rm",
+    "--user",
+}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 CODE = re.compile(r"`([^`]+)`")
 

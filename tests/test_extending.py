@@ -38,7 +38,8 @@ LOSS = """
 import copy, torch
 from models_small import CLASSES, SHAPE, small_model, small_recipe
 from types import SimpleNamespace
-from bids_petsynth.training.generator import pair_loss
+from bids_petsynth.training.loop import Share
+from bids_petsynth.training.objective import Objective
 from bids_petsynth.training.losses import charbonnier
 from bids_petsynth.types import ClinicalRecord
 assert abs(charbonnier(torch.full((1, 1), 3.0), torch.zeros(1, 1), 4.0).item() - 5) < 1e-6
@@ -47,13 +48,13 @@ latents = torch.randn(2, 8, *(n // 4 for n in SHAPE), generator=rng)
 labels = torch.rand(2, CLASSES, *(n // 2 for n in SHAPE), generator=rng).softmax(1)
 batch = SimpleNamespace(
     latents=latents, labels=labels, t1w=torch.rand(2, *SHAPE, generator=rng),
-    records=[ClinicalRecord({})] * 2, tracers=["AV45"] * 2,
+    records=[ClinicalRecord({})] * 2, tracers=["AV45"] * 2, given=None,
 )
-pool = SimpleNamespace(batch=lambda step, n, rng: batch)
+pool = SimpleNamespace(batch=lambda step, n, rng, some: batch)
 found = {}
 for weight in (0.0, 1.0, 2.0):
-    model = small_model(small_recipe(training={"charbonnier": weight}))
-    loss = pair_loss(model, pool, "cpu")(0, torch.Generator().manual_seed(1))
+    model = small_model(small_recipe(losses={"charbonnier": weight}))
+    loss = Objective(model, pool, "cpu").loss(0, torch.Generator().manual_seed(1), Share())
     loss.backward()
     found[weight] = loss.item()
 assert found[1.0] > found[0.0] and abs(found[2.0] - 2 * found[1.0] + found[0.0]) < 1e-4 * found[2.0], found
@@ -96,7 +97,7 @@ pytestmark = pytest.mark.skipif(shutil.which("patch") is None, reason="needs the
 CASES = {
     "A tracer": (TRACER, ["test_pet_tracers.py", "test_docs.py"]),
     "A clinical variable": (VARIABLE, ["test_clinical_tables.py", "test_docs.py"]),
-    "A loss": (LOSS, ["test_training_losses.py", "test_training_loop.py"]),
+    "A loss": (LOSS, ["test_training_losses.py", "test_training_engine.py"]),
 }
 
 
