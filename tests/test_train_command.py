@@ -33,6 +33,11 @@ def test_a_dataset_becomes_a_model_folder(site, trained_site):
     assert {row["participant_id"] for row in rows} == set(people(site)) and {r["status"] for r in rows} == {"used"}
     assert "Trained on 4 people; 4 AV45 scans" in model.card and "Held out, by participant: 2 people" in model.card
     assert "demonstration" not in model.card and "Licence of the data: not stated" in model.card
+    page = (trained_site / "models" / "ours-training" / "pairs.html").read_text()
+    for row in rows:
+        assert row["participant_id"] in page and f'src="{row["picture"]}"' in page
+        picture = (trained_site / "models" / "ours-training" / row["picture"]).read_bytes()
+        assert picture.startswith(b"\xff\xd8") and 10_000 < len(picture) < 200_000
     # a participant's label or value has no place in what may be shared
     for participant, row in people(site).items():
         assert participant.removeprefix("sub-") not in model.card and row["ptau217_lumipulse"] not in model.card
@@ -95,6 +100,8 @@ def test_scans_that_cannot_be_used_are_told_and_the_others_go_on(site, tiny_reci
     shutil.copytree(trained_site / "models" / "ours-training", out / "models" / "ours-training")
     assert main([str(copy), str(out), "train", *as_ours(tiny_recipe)]) == 0
     told = {row["participant_id"]: row for row in table(out)}
+    page = (out / "models" / "ours-training" / "pairs.html").read_text()
+    assert page.index("Left out:") < page.index("<img") and page.count("<img") == 4
     assert (
         told[first.name.split("_")[0]]["status"] == "left out" and "empty" in told[first.name.split("_")[0]]["reason"]
     )

@@ -121,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     from bids_petsynth.models.recipe import load_recipe
     from bids_petsynth.models.synthesizer import choose_device
     from bids_petsynth.pet.tracers import canonical
+    from bids_petsynth.reports.training import pairs_page
     from bids_petsynth.training import generator
     from bids_petsynth.training.launch import launch
     from bids_petsynth.training.real import split_people
@@ -176,6 +177,7 @@ def run(arguments: argparse.Namespace) -> int:
     columns = list(dict.fromkeys(column for row in rows for column in row))
     if first:
         write_bytes(working / "pairs.tsv", tsv_text(rows, columns).encode())
+        write_bytes(working / "pairs.html", pairs_page(name, rows).encode())
     used = sorted({tracer for stored in people for tracer in stored.scans}, key=tracers.index)
     count = len({stored.participant for stored in people})
     if count < LEAST_PEOPLE:

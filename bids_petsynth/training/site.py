@@ -64,7 +64,8 @@ def prepare(
 
     Returns
     -------
-    The people on disk, and a row for every scan: see :data:`COLUMNS`, then the figures of ``pet.preparation``.
+    The people on disk, and a row for every scan: see :data:`COLUMNS`, then the figures of ``pet.preparation`` and the
+    path of a picture.
     """
     people, rows = [], []
     ordered = sorted(pairs, key=lambda pair: (pair.pet.participant, pair.case.label if pair.case else ""))
@@ -148,6 +149,7 @@ def _scan(pair: Pair, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[st
     import json
 
     from bids_petsynth.pet.preparation import prepare_pet
+    from bids_petsynth.reports.training import pair_picture
 
     pet, spec = pair.pet, tracer_named(pair.pet.tracer)
     key = hash_settings([_content(pet.path), dict(pet.sidecar), how.window_min, how.fwhm, anatomy.grid.affine.tolist()])
@@ -158,9 +160,12 @@ def _scan(pair: Pair, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[st
         store_scan(made.suvr, path)
         quality = {name: round(float(value), 3) for name, value in made.quality.items()}
         figures.write_text(json.dumps(quality | {"notes": " ".join(made.notes)}))
-    quality = json.loads(figures.read_text())
     with np.load(path, allow_pickle=False) as file:
         suvr = file["suvr"].astype(np.float32)
+    picture = path.with_suffix(".jpg")
+    if not picture.is_file():
+        picture.write_bytes(pair_picture(anatomy.t1w, suvr, anatomy.labels > 0, spec))
+    quality = json.loads(figures.read_text()) | {"picture": f"{path.parent.name}/{picture.name}"}
     result = quantify(suvr[None], anatomy.labels, anatomy.grid, spec)
     return path, quality, None if result.centiloid is None else result.centiloid.mean
 
