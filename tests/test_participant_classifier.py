@@ -167,7 +167,7 @@ def quiet(monkeypatch):
 
     monkeypatch.setattr(steps, "record_of", lambda case, chosen: record(**{MARKER: 0.4}))
     monkeypatch.setattr(steps, "report", report)
-    monkeypatch.setattr(steps, "citation", lambda out_dir: None)
+    monkeypatch.setattr("bids_petsynth.reports.citation.write_citation", lambda out_dir, anew: None)
     return told
 
 

@@ -37,7 +37,7 @@ def shrunk(name: str) -> Recipe:
     if data["space"]["kind"] == "codec" and data["space"]["fold"] == 1:
         data["space"]["cutoff"] = 0.0625
     if data["space"]["kind"] == "autoencoder":
-        data["space"] |= {"channels": [4, 4, 8], "groups": 4, "latent_channels": 2, "training_steps": 2}
+        data["space"] |= {"channels": [2, 4, 4], "groups": 2, "latent_channels": 2, "training_steps": 1}
     data["process"]["steps"] = min(3, data["process"]["steps"])
     if data["conditioning"]["text"]:
         # no packaged encoder is needed for this one
@@ -46,7 +46,8 @@ def shrunk(name: str) -> Recipe:
         data["regional"] |= {"width": 16, "blocks": 1, "steps": 4, "training_steps": 40, "batch": 8}
     if data["pretraining"]:
         data["pretraining"]["steps"] = 2
-    data["training"] |= {"steps": 4, "batch": 2, "warmup": 0, "ema": 0.5, "rate": 3e-3, "tensorboard": False}
+    batch = 1 if data["space"]["kind"] == "autoencoder" else 2  # it works on full volumes
+    data["training"] |= {"steps": 4, "batch": batch, "warmup": 0, "ema": 0.5, "rate": 3e-3, "tensorboard": False}
     return Recipe.model_validate(data)
 
 

@@ -84,7 +84,7 @@ def test_a_model_is_adapted_to_other_scans(site, tiny_recipe, trained_site, tmp_
     assert 0 < (new - old).norm() < 0.5 * old.norm()
     changed = tmp_path / "other.toml"
     changed.write_text(tiny_recipe.read_text().replace("embedding = 32", "embedding = 48"))
-    assert main([*command, "--init-from", str(start), "--recipe", str(changed)]) == 1
+    assert main([*command, "--init-from", str(start), "--recipe", str(changed)]) == 2
     assert "another `network` than the recipe" in capsys.readouterr().err
 
 

@@ -233,7 +233,7 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
         people = ground.held_people()
         spread = regional_spread(generator, people)
         sensitivity = sensitivity_figures(generator, people.first(SENSITIVITY_PEOPLE))
-    trained = replace(trained, spread=spread, ranges=ground.ranges(), surface=_normative(ground, recipe))
+    trained = replace(trained, spread=spread, ranges=ground.ranges(), surface=_normative(ground, recipe, run))
     card = model_card(trained, ground, figures, sensitivity, loop.state.elapsed / 60, loop.state.step)
     trained = replace(trained, card=card)
     save_model(trained, out / "model")
@@ -241,14 +241,18 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
     return trained
 
 
-def _normative(ground: Ground, recipe: Recipe) -> bytes:
+def _normative(ground: Ground, recipe: Recipe, run: Run) -> bytes:
     """Surface projections of the ground's normal people, as the model folder keeps them; nothing if they are few."""
     from bids_petsynth.anatomy.alignment import template_grid
     from bids_petsynth.evaluation.normative import normative_from_cases, to_bytes
 
     grid = template_grid(tuple(recipe.grid.shape), recipe.grid.voxel_size)
     tracers = [name for name in recipe.tracers if is_pet(name)]
-    sets = normative_from_cases(ground.normal_cases(), tracers, grid, ground.demonstration)
+    try:
+        sets = normative_from_cases(ground.normal_cases(), tracers, grid, ground.demonstration)
+    except ValueError as error:  # the model does without it
+        run.report(f"no norm of the brain's surface is stored: {error}")
+        return b""
     return to_bytes(sets) if sets else b""
 
 
