@@ -195,7 +195,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = TextOptions(encoder=arguments.encoder, cache=arguments.out / "texts")
     for variant in arguments.only or VARIANTS:
         folder = arguments.out / f"{variant.replace(' ', '-').replace(',', '')}-seed{arguments.seed}"
-        if (folder / "figures.json").is_file():
+        if (folder / "people.json").is_file():
             continue
         recipe = recipe_of(variant, arguments.scale, arguments.tracers)
         training = recipe.training.model_copy(update={"seed": arguments.seed})
@@ -228,7 +228,7 @@ def run(arguments: argparse.Namespace) -> None:
             "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         }
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "figures.json").write_text(json.dumps(about | {"people": rows}))
+        (folder / "people.json").write_text(json.dumps(about | {"people": rows}))
         print(line(about | {"people": rows}), flush=True)
 
 
@@ -276,7 +276,7 @@ def line(found: Mapping) -> str:
 def table(arguments: argparse.Namespace) -> None:
     """Print what is there, in the order of the variants."""
     order = list(VARIANTS)
-    found = [json.loads(path.read_text()) for path in arguments.out.glob("*/figures.json")]
+    found = [json.loads(path.read_text()) for path in arguments.out.glob("*/people.json")]
     print(HEADER)
     for one in sorted(found, key=lambda one: order.index(one["variant"])):
         print(line(one))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bids_petsynth.errors import ModelError
+from bids_petsynth.models.diffusion import target_of
 from bids_petsynth.models.process import (
     euler,
     flow_loss,
@@ -19,7 +20,8 @@ from bids_petsynth.models.process import (
     shifted_grid,
     training_times,
 )
-from bids_petsynth.models.recipe import load_recipe, parse_recipe, recipe_text
+from bids_petsynth.models.processes import Diffusion, Direct
+from bids_petsynth.models.recipe import DiffusionSpec, DirectSpec, load_recipe, parse_recipe, recipe_text
 from bids_petsynth.tables import data_path
 
 MEAN, SD = 0.7, 0.3
@@ -141,3 +143,47 @@ def test_bad_recipes_get_one_sentence(old, new, words):
 def test_unknown_recipe_lists_the_known_ones():
     with pytest.raises(ModelError, match="petsynth"):
         load_recipe("nothing")
+
+
+def diffusion_of(target, steps=5):
+    return Diffusion(DiffusionSpec(kind="ddpm", schedule="linear", beta=(0.0015, 0.02), target=target, steps=steps))
+
+
+@pytest.mark.parametrize("target", ["epsilon", "x0", "velocity"])
+def test_an_error_of_the_network_is_not_blown_up_in_what_is_judged(target):
+    """Of an output that is off by one everywhere, the trusted squared error of the data is one at most, at any time."""
+    process = diffusion_of(target)
+    t = torch.tensor([1, 10, 500, 990, 1000]) / 1000
+    data, noise = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)).double()
+    x = process.corrupt(data, noise, t)
+    right = target_of(target, data, noise, (t * 1000).round().long() - 1, process.alphas)
+    assert process.error(right, data, noise, t).max() < 1e-9
+    assert torch.allclose(process.data(right, x, t), data, atol=1e-4)
+    off = (process.data(right + 1, x, t) - data).square().mean(1) * process.trust(t)
+    assert (off <= 1 + 1e-6).all() and off.max() > 0.5
+
+
+@pytest.mark.parametrize("target", ["epsilon", "x0", "velocity"])
+def test_diffusion_draws_a_gaussian_by_its_exact_network(target):
+    """The best guess of every quantity for Gaussian data is linear; draws by it have the data's mean and spread."""
+    process = diffusion_of(target, steps=1000)
+
+    def output(x, t):
+        alpha = process.alphas[(t * 1000).round().long() - 1]
+        total = alpha * SD**2 + 1 - alpha
+        x0 = MEAN + alpha.sqrt() * SD**2 / total * (x - alpha.sqrt() * MEAN)
+        epsilon = (x - alpha.sqrt() * x0) / (1 - alpha).sqrt()
+        return {"x0": x0, "epsilon": epsilon, "velocity": alpha.sqrt() * epsilon - (1 - alpha).sqrt() * x0}[target]
+
+    rng = torch.Generator().manual_seed(0)
+    drawn = process.draw(output, torch.randn(20_000, 1, generator=rng).double(), rng)
+    assert drawn.mean().item() == pytest.approx(MEAN, abs=0.01)
+    assert drawn.std().item() == pytest.approx(SD, rel=0.03)
+
+
+def test_one_pass_sees_nothing_or_noise():
+    noise, t = torch.randn(2, 3), torch.ones(2)
+    for noisy in (False, True):
+        process = Direct(DirectSpec(kind="direct", noise=noisy))
+        assert torch.equal(process.corrupt(noise + 5, noise, t), noise if noisy else torch.zeros(2, 3))
+        assert torch.equal(process.draw(lambda x, t: x + t, noise, torch.Generator()), noise * noisy + 1)

@@ -44,6 +44,9 @@ class Process(Protocol):
     def data(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The clean data that an output implies."""
 
+    def trust(self, t: Tensor) -> Tensor:
+        """How much the implied data may be judged at times ``t (N,)``: 1, or less where an error is blown up."""
+
     def draw(self, output: Network, noise: Tensor, rng: Generator) -> Tensor:
         """A draw from noise; ``output`` is a function of ``x`` and a scalar time, guidance included."""
 
@@ -68,6 +71,9 @@ class Flow:
 
     def data(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
         return x - _wide(t, x) * output
+
+    def trust(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
 
     def draw(self, output: Network, noise: Tensor, rng: Generator) -> Tensor:
         return SOLVERS[self.spec.solver](output, noise, shifted_grid(self.spec.steps, self.spec.shift))
@@ -105,6 +111,10 @@ class Diffusion:
     def data(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
         return diffusion.to_x0(self.spec.target, output, x, self._step(t), self.alphas)
 
+    def trust(self, t: Tensor) -> Tensor:
+        # the squared error of x₀ is that of ε times (1 − ᾱ) / ᾱ
+        return self.alphas[self._step(t)].to(t) if self.spec.target == "epsilon" else torch.ones_like(t)
+
     def draw(self, output: Network, noise: Tensor, rng: Generator) -> Tensor:
         spec = self.spec
 
@@ -138,6 +148,9 @@ class Direct:
 
     def data(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
         return output
+
+    def trust(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
 
     def draw(self, output: Network, noise: Tensor, rng: Generator) -> Tensor:
         return output(self.corrupt(noise, noise, noise), torch.ones(()))

@@ -241,7 +241,7 @@ class Objective:
             extra = extra + w.alignment * losses.text_image_alignment(text, seen)
         if w.adversarial:
             extra = extra + w.adversarial * losses.hinge_g(self.critic.net(image, self._seen(example)))
-        return per_example.mean() + extra
+        return (per_example * self.process.trust(example.t)).mean() + extra
 
     def _exchange(self, example: Example) -> Tensor:
         """PASTA's losses: each arm draws the other's modality, from the real one and from what the other has drawn."""
