@@ -24,6 +24,7 @@ CAVEATS = (
     "Research only: not a medical device, not a diagnosis, and not to be used for decisions about a person.",
     "Any PET that it is given here is synthetic: made from the T1w and clinical values, not measured.",
     "The probability holds for people like those it was trained on, at their share of each class.",
+    "Its cross-validated figures are those of the best of several candidates, and so a little too good.",
 )
 _SCALING = ("median", "mean", "sd")
 _TREE = ("left", "right", "column", "threshold", "value")
