@@ -31,7 +31,7 @@ demo: env
 	@echo "Results: $(DEMO)/out (start with sub-*.html, status.tsv and README)"
 
 test: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-slow: env
 	$(BIN)/python -m pytest -m slow

@@ -184,6 +184,9 @@ class Loop:
                 self._pause(pause)
                 next_pause = self.state.elapsed + 60 * pause_minutes
                 clock = time.monotonic()
+        if self._board is not None:
+            self._board.close()
+            self._board = None
         if self.spec.patience and (self.folder / "best.safetensors").exists():
             from safetensors.torch import load_file
 
