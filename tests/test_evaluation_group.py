@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import integrate, stats
 
-from bids_petsynth.evaluation import agreement, calibration, fairness
+from bids_petsynth.evaluation import agreement, calibration, fairness, view
 from bids_petsynth.evaluation.groups import age_band
 from bids_petsynth.evaluation.image import MS_WEIGHTS, image_figures, ms_ssim, ssim
 from bids_petsynth.evaluation.pairs import CONSTANT, MODEL, Pairs, opponents
@@ -283,3 +285,18 @@ def test_small_groups_are_shown_and_not_tested():
 def test_age_bands():
     found = age_band(pd.Series([59.9, 60, 69.9, 75, 80, np.nan]))
     assert found.tolist() == ["below 60", "60 to 69", "60 to 69", "70 to 79", "80 and over", ""]
+
+
+def test_people_far_from_the_training_people_are_told_by_the_models_own_units():
+    """A ratio whose mean is that of logarithms in the model is compared as a logarithm, whatever the table says of it."""
+    scans = pd.MultiIndex.from_tuples([(f"sub-{k}", "") for k in range(4)], names=["participant_id", "session_id"])
+    records = pd.DataFrame({"age": [70.0, 70, 70, 99], "ab42_40_lumipulse": [0.1, 0.1, 0.01, np.nan]}, index=scans)
+    inputs = {
+        "age": {"mean": 70.0, "sd": 8.0, "log": False},
+        "ab42_40_lumipulse": {"mean": float(np.log(0.1)), "sd": 0.2, "log": True},
+    }
+    found = view.outside_training(SimpleNamespace(records=records), inputs)
+    assert found[["participant_id", "variable", "side"]].values.tolist() == [
+        ["sub-2", "ab42_40_lumipulse", "below"],
+        ["sub-3", "age", "above"],
+    ]

@@ -240,19 +240,19 @@ def change(cohort: Cohort, frame: pd.DataFrame | None = None, columns: Mapping[s
     return pd.DataFrame(rows)
 
 
-def outside_training(cohort: Cohort, mean: Mapping[str, float], sd: Mapping[str, float]) -> pd.DataFrame:
+def outside_training(cohort: Cohort, inputs: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """Scans with a variable far from the people that the model was trained on; the direction, not the value.
 
-    ``mean`` and ``sd`` are those of ``model.json``, after the variable's transform.
+    ``inputs`` holds the model's ``mean`` and ``sd`` of each variable, and whether they are of its ``log``.
     """
     rows = []
-    for name, centre in mean.items():
-        if name not in cohort.records or name not in variables() or not sd[name] > 0:
+    for name, of_model in inputs.items():
+        if name not in cohort.records or not of_model["sd"] > 0:
             continue
         value = cohort.records[name]
-        if variables()[name].transform == "log":
+        if of_model["log"]:
             value = np.log(value.where(value > 0))
-        z = (value - centre) / sd[name]
+        z = (value - of_model["mean"]) / of_model["sd"]
         for key, score in z[z.abs() > numbers()["training_sd"]].items():
             rows.append([*key, name, "above" if score > 0 else "below"])
     return pd.DataFrame(rows, columns=[*SCAN, "variable", "side"]).sort_values(SCAN, ignore_index=True)

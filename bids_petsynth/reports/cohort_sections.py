@@ -111,7 +111,7 @@ def group_section(cohort: Cohort, groupings: Mapping[str, pd.Series]) -> Section
 def values_section(cohort: Cohort, inputs: Mapping[str, Mapping[str, float]]) -> Section:
     """Map of missing values, people outside the training range, plasma against synthetic positivity.
 
-    ``inputs`` are the model's variables with ``mean`` and ``sd``.
+    ``inputs`` are the model's variables with ``mean`` and ``sd``, and whether those are of the value's ``log``.
     """
     if not len(cohort.anatomy):
         return Section("values", "Clinical and blood values")
@@ -140,8 +140,7 @@ def values_section(cohort: Cohort, inputs: Mapping[str, Mapping[str, float]]) ->
         )
     else:
         sentences.append("No clinical or blood value of any participant was found in the dataset's tables.")
-    mean, sd = ({name: entry[key] for name, entry in inputs.items()} for key in ("mean", "sd"))
-    outside = view.outside_training(cohort, mean, sd)
+    outside = view.outside_training(cohort, inputs)
     limit = f"{numbers()['training_sd']:g} SD from the mean of the model's training people"
     if len(outside):
         sentences.append(

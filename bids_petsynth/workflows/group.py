@@ -300,9 +300,14 @@ def is_simulated(bids_dir: Path) -> bool:
 def model_inputs(folder: Path | None) -> Mapping[str, Mapping[str, float]]:
     """Variables of a model (the built-in one if None) with mean and SD of the people that it was trained on."""
     from bids_petsynth.models.folder import verified
+    from bids_petsynth.models.recipe import parse_recipe
     from bids_petsynth.tables import data_path
 
-    return verified(folder or data_path("models", "petsynth-demo")).get("variables", {})
+    folder = folder or data_path("models", "petsynth-demo")
+    about = verified(folder)
+    recipe = parse_recipe((folder / "recipe.toml").read_text(encoding="utf-8"), str(folder / "recipe.toml"))
+    logs = {spec.name for spec in recipe.conditioning.variables if spec.transform == "log"}
+    return {name: entry | {"log": name in logs} for name, entry in about.get("variables", {}).items()}
 
 
 def facts(cohort: Cohort, cases: list[Case], plan: Plan) -> list[tuple[str, str]]:
