@@ -288,7 +288,7 @@ def test_age_bands():
 
 
 def test_people_far_from_the_training_people_are_told_by_the_models_own_units():
-    """A ratio whose mean is that of logarithms in the model is compared as a logarithm, whatever the table says of it."""
+    """A ratio whose mean in the model is that of logarithms is compared as one, whatever the table says of it."""
     scans = pd.MultiIndex.from_tuples([(f"sub-{k}", "") for k in range(4)], names=["participant_id", "session_id"])
     records = pd.DataFrame({"age": [70.0, 70, 70, 99], "ab42_40_lumipulse": [0.1, 0.1, 0.01, np.nan]}, index=scans)
     inputs = {
