@@ -224,3 +224,10 @@ def test_cuda_where_there_is_none(saved):
     with pytest.raises(UsageError, match="--gpus all.*--nv"):
         Synthesizer.load(saved, device="cuda")
     assert choose_device("auto") == "cpu"
+
+
+def test_a_recipe_without_chance_gives_one_draw_however_many_are_asked_for():
+    changes = {"kind": "direct", "noise": False, "steps": 1, "guidance": 1.0}
+    data = small_recipe(regional=None).model_dump(mode="json") | {"process": changes}
+    engine = Synthesizer(small_model(type(small_recipe()).model_validate(data)))
+    assert len(engine.draw(anatomy(), record(age=70.0), "AV45", n_draws=8)) == 1

@@ -192,8 +192,10 @@ def run(arguments: argparse.Namespace) -> int:
     about = describe(inside, outside, recipe, arguments.licence)
     ground = SiteGround(inside, outside, recipe, about, arguments.command, tuple(unpaired))
     content = [recipe.model_dump(mode="json"), inside, outside, unpaired, start and load_model(start).fingerprint]
+    if recipe.conditioning.text is not None:
+        content.append(words.identity)
     if first and start_over_if_changed(working, hash_settings(content)):
-        say("scans, values or recipe differ from those of the earlier run: training starts anew")
+        say("scans, values, prompts or recipe differ from those of the earlier run: training starts anew")
     fabric.barrier()
     if first:
         say(f"training on {len(inside)} heads with {', '.join(used)}; {len(outside)} held out")

@@ -293,6 +293,11 @@ class Recipe(_Part):
         return max(2, self.ratio // 2) if isinstance(self.space, CodecSpec) else 2
 
     @property
+    def draws_alike(self) -> bool:
+        """Whether all draws of a scan are the same, so that they tell nothing of uncertainty."""
+        return isinstance(self.process, DirectSpec) and not self.process.noise
+
+    @property
     def modalities(self) -> tuple[str, ...]:
         """What is encoded into the latent space: targets, then the sources that are not among them."""
         return tuple(dict.fromkeys((*self.tracers, *self.conditioning.sources)))

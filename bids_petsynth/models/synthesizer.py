@@ -150,7 +150,7 @@ class Synthesizer:
         -------
         ndarray
             ``(n_draws, X, Y, Z)`` float32, in SUVR up to a scale that the head's own reference region sets; not yet
-            calibrated (see :meth:`calibrated`).
+            calibrated (see :meth:`calibrated`). One alone from a recipe whose draws are all alike.
 
         Raises
         ------
@@ -170,7 +170,9 @@ class Synthesizer:
         t1w = torch.from_numpy(np.ascontiguousarray(anatomy.t1w, dtype=np.float32))[None]
         labels = pool_labels(anatomy.probabilities, recipe.label_pool)
         scans = {name: torch.from_numpy(np.ascontiguousarray(v, np.float32)) for name, v in (given or {}).items()}
-        return self.sample(t1w, labels, record, tracer, n_draws or recipe.n_draws, seed, scans)
+        # several equal draws would pass for certainty
+        n = 1 if recipe.draws_alike else n_draws or recipe.n_draws
+        return self.sample(t1w, labels, record, tracer, n, seed, scans)
 
     def calibrated(self, draws: np.ndarray, tracer: str) -> np.ndarray:
         """Draws in SUVR whose deviations from their mean are multiplied by the model's spread factor for the tracer."""
