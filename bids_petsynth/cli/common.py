@@ -111,6 +111,39 @@ def language_from(arguments: argparse.Namespace) -> TextOptions:
     )
 
 
+def add_real_pet(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
+    """How real PET is found and prepared; read the window with :func:`pet_window`."""
+    pet = parser.add_argument_group(title)
+    pet.add_argument(
+        "--pet-window",
+        nargs=2,
+        type=float,
+        metavar=("FROM", "TO"),
+        help="minutes after injection that are averaged (default: the tracer's usual ones)",
+    )
+    pet.add_argument("--pet-fwhm", type=float, metavar="MM", help="smooth every scan by this (default: not at all)")
+    pet.add_argument(
+        "--max-gap", type=positive, default=365, metavar="DAYS", help="days between T1w and PET (default: %(default)s)"
+    )
+    pet.add_argument(
+        "-d", "--derivatives", nargs="+", default=[], metavar="NAME=PATH", help="preprocessed PET: petprep=PATH"
+    )
+    return pet
+
+
+def pet_window(arguments: argparse.Namespace) -> tuple[float, float] | None:
+    """The window of ``--pet-window`` in minutes, None for the tracers' usual ones.
+
+    Raises
+    ------
+    UsageError
+        If it does not go forward from 0 or later.
+    """
+    if arguments.pet_window and not 0 <= arguments.pet_window[0] < arguments.pet_window[1]:
+        raise UsageError("--pet-window takes two times in minutes, the first before the second.")
+    return tuple(arguments.pet_window) if arguments.pet_window else None
+
+
 def add_running(parser: argparse.ArgumentParser) -> None:
     """How it runs."""
     cores = available_cores()

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from bids_petsynth.cli.common import (
     Parser,
+    add_real_pet,
     add_running,
     add_selection,
     derivative_folders,
+    pet_window,
     positive,
     set_up,
     threads_of,
@@ -65,21 +67,7 @@ def parser() -> argparse.ArgumentParser:
     classes.add_argument(
         "--folds", type=positive, default=5, metavar="N", help="outer folds of each (default: %(default)s)"
     )
-    pet = out.add_argument_group("real PET")
-    pet.add_argument(
-        "--pet-window",
-        nargs=2,
-        type=float,
-        metavar=("FROM", "TO"),
-        help="minutes after injection that are averaged (default: the tracer's usual ones)",
-    )
-    pet.add_argument("--pet-fwhm", type=float, metavar="MM", help="smooth every scan by this (default: not at all)")
-    pet.add_argument(
-        "--max-gap", type=positive, default=365, metavar="DAYS", help="days between T1w and PET (default: %(default)s)"
-    )
-    pet.add_argument(
-        "-d", "--derivatives", nargs="+", default=[], metavar="NAME=PATH", help="preprocessed PET: petprep=PATH"
-    )
+    pet = add_real_pet(out, "real PET")
     pet.add_argument(
         "--fid-weights", type=Path, metavar="FILE", help="safetensors of a network whose features FID is computed on"
     )
@@ -97,8 +85,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Do it; 0 if the report was written, whoever is missing in it."""
     threads = threads_of(arguments)
     set_up(threads, arguments.verbose)
-    if arguments.pet_window and not 0 <= arguments.pet_window[0] < arguments.pet_window[1]:
-        raise UsageError("--pet-window takes two times in minutes, the first before the second.")
     if arguments.pet_fwhm is not None and not arguments.pet_fwhm > 0:
         raise UsageError(f"--pet-fwhm {arguments.pet_fwhm:g} is no resolution; give millimetres above 0.")
     if arguments.score_range and not arguments.score_range[0] < arguments.score_range[1]:
@@ -125,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
             score_range=tuple(arguments.score_range) if arguments.score_range else None,
             seeds=arguments.seeds,
             folds=arguments.folds,
-            window_min=tuple(arguments.pet_window) if arguments.pet_window else None,
+            window_min=pet_window(arguments),
             fwhm=arguments.pet_fwhm,
             max_gap=arguments.max_gap,
             fid_network=arguments.fid_network,

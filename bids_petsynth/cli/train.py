@@ -13,12 +13,14 @@ from pathlib import Path
 from bids_petsynth.cli.common import (
     Parser,
     add_language,
+    add_real_pet,
     add_running,
     add_selection,
     derivative_folders,
     filters_of,
     find_requested,
     language_from,
+    pet_window,
     positive,
     set_up,
     threads_of,
@@ -76,21 +78,7 @@ def parser() -> argparse.ArgumentParser:
         "--held-out", type=share, default=0.2, metavar="SHARE", help="share of people kept for figures (default: .2)"
     )
     what.add_argument("--licence", default="not stated", metavar="TEXT", help="licence of the data, for the model card")
-    pet = out.add_argument_group("how PET is prepared")
-    pet.add_argument(
-        "--pet-window",
-        nargs=2,
-        type=float,
-        metavar=("FROM", "TO"),
-        help="minutes after injection that are averaged (default: the tracer's usual ones)",
-    )
-    pet.add_argument("--pet-fwhm", type=float, metavar="MM", help="smooth every scan by this (default: not at all)")
-    pet.add_argument(
-        "--max-gap", type=positive, default=365, metavar="DAYS", help="days between T1w and PET (default: %(default)s)"
-    )
-    pet.add_argument(
-        "-d", "--derivatives", nargs="+", default=[], metavar="NAME=PATH", help="preprocessed PET: petprep=PATH"
-    )
+    add_real_pet(out, "how PET is prepared")
     out.add_argument("--mapping", type=Path, metavar="TSV", help="what the dataset's columns mean (see participant)")
     add_language(out)
     add_running(out)
@@ -109,8 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Do it; 0 if a model was written, although scans may have been left out (the table of pairs tells)."""
     threads = threads_of(arguments)
     set_up(threads, arguments.verbose)
-    if arguments.pet_window and not 0 <= arguments.pet_window[0] < arguments.pet_window[1]:
-        raise UsageError("--pet-window takes two times in minutes, the first before the second.")
+    window = pet_window(arguments)
     import torch
 
     from bids_petsynth.bids.pets import find_pets, pair
@@ -162,7 +149,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     fabric = launch(choose_device(arguments.device))
     device, first = str(fabric.device), fabric.is_global_zero
-    window = tuple(arguments.pet_window) if arguments.pet_window else None
     how = Preparation(working, window, arguments.pet_fwhm, device, arguments.random_seed)
     words = language_from(arguments)
     if recipe.conditioning.text is not None and words.cache is None:
