@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +23,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from model_tables import EDGES, TABULAR_PEOPLE, VARIANTS, known_columns, print_tables, vector
+from model_tables import EDGES, TABULAR_PEOPLE, VARIANTS, known_columns, print_tables, vector, without_plasma
 
 from bids_petsynth.anatomy.alignment import mean_t1w, template_grid
 from bids_petsynth.anatomy.regions import lookup, n_classes
-from bids_petsynth.clinical.variables import variables
 from bids_petsynth.evaluation import baselines as base
 from bids_petsynth.evaluation import image
 from bids_petsynth.models.recipe import Recipe
@@ -224,11 +223,6 @@ class Baselines:
         yield "painted", base.paint(values, on, self.blur, coarse, self.bench.grid.shape)
 
 
-def without_plasma(record: Record) -> Record:
-    """The record with every plasma value missing."""
-    return {name: value for name, value in record.items() if variables()[name].kind != "plasma"}
-
-
 def evaluate_person(
     bench: Bench, which: Heads, model: Synthesizer, fitted: Mapping[str, Baselines], number: int, seed: int, draws: int
 ) -> dict[str, np.ndarray]:
@@ -307,7 +301,10 @@ def run(arguments: argparse.Namespace) -> None:
     note.write_text(json.dumps(plan, indent=2) + "\n")
     save(out / "heads.npz", {"volumes": np.stack([base.head_log_volumes(c) for c in seen.classes])})
 
-    timed(lambda number: training_person(bench, seen, number), range(arguments.training), "training people")
+    first, step = arguments.part
+    # of several runs at once, each makes its own share and then looks what is still missing
+    shared = sorted(range(arguments.training), key=lambda number: number % step != first - 1)
+    timed(lambda number: training_person(bench, seen, number), shared, "training people")
     fitted = {tracer: Baselines(bench, tracer, arguments.training) for tracer in tracers}
     chosen = {
         tracer: {"blur": b.blur} | {f"{v} {key}": b.fits[v][key] for v in VARIANTS for key in ("k", "alpha")}
@@ -321,11 +318,10 @@ def run(arguments: argparse.Namespace) -> None:
         if not path.is_file():
             save(path, evaluate_person(bench, which, model, fitted, number, arguments.seed, arguments.draws))
 
-    first, step = arguments.part
     timed(person, range(first - 1, arguments.people, step), "people")
 
 
-def timed(work: Callable[[int], None], numbers: range, what: str) -> None:
+def timed(work: Callable[[int], None], numbers: Sequence[int], what: str) -> None:
     """Do the work for each number and tell how long the rest will take."""
     start, cpu, told = time.monotonic(), time.process_time(), 0.0
     for done, number in enumerate(numbers, 1):

@@ -26,6 +26,11 @@ EDGES, LIMIT = np.linspace(0.0, 0.25, 26), 0.1
 TABULAR_PEOPLE, ORACLE_SEED = 20_000, 4_000_000
 
 
+def without_plasma(record: Record) -> Record:
+    """The record with every plasma value missing."""
+    return {name: value for name, value in record.items() if variables()[name].kind != "plasma"}
+
+
 def vector(record: Record, specs: Sequence[VariableSpec]) -> np.ndarray:
     """``(V,)`` transformed values of a record."""
     return record_matrix([record], specs)[0].double().numpy()

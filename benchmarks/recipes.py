@@ -3,11 +3,11 @@
     python benchmarks/recipes.py run ARRAYS OUT --minutes 5 --people 40 [--scale small] [--only pasta mri2pet …]
     python benchmarks/recipes.py table OUT
 
-ARRAYS are the prepared heads (``python -m bids_petsynth.training.grid heads …``). Every variant is a recipe with a few
-fields changed (``VARIANTS``); it is trained for the same time on the training heads, then draws AV45 for the same
-people on heads that no training saw. ``--scale small`` halves the widths and works on 4 mm voxels where a recipe works
-on 2 mm, which two CPU cores can train; ``full`` leaves the recipes as they are, for a GPU. ``run`` may be stopped and
-started again.
+ARRAYS are the prepared heads (``python -m bids_petsynth.training.grid heads …``). Each variant (``recipe_variants.py``)
+trains for the same time on the same people, who are simulated before, on 18 of the 21 training heads; the spread of its
+draws is calibrated on the other three; then it draws AV45 for the same people on the heads that no training saw.
+``--scale small`` halves the widths and works on 4 mm voxels where a recipe works on 2 mm, which two CPU cores can
+train; ``full`` leaves the recipes as they are, for a GPU. ``run`` may be stopped and started again.
 
 A ranking on simulation verifies the software and says nothing about patients.
 """
@@ -16,26 +16,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
-from collections.abc import Mapping
-from dataclasses import replace
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from model_tables import without_plasma
+from recipe_variants import VARIANTS, Variant, recipe_of
 
 from bids_petsynth.anatomy.alignment import template_grid
 from bids_petsynth.anatomy.regions import lookup
-from bids_petsynth.clinical.language import TextOptions
+from bids_petsynth.clinical.language import TextOptions, TextReader
+from bids_petsynth.clinical.llm import Endpoint
 from bids_petsynth.evaluation.image import image_figures
 from bids_petsynth.evaluation.regional import correlation
 from bids_petsynth.evaluation.statistics import bootstrap
 from bids_petsynth.evaluation.uncertainty import auc, inside, predictive_intervals
-from bids_petsynth.models.conditioning import is_pet
 from bids_petsynth.models.denoiser import parameters_in_millions
-from bids_petsynth.models.folder import load_model
+from bids_petsynth.models.folder import Model, load_model
 from bids_petsynth.models.recipe import Recipe, load_recipe
 from bids_petsynth.models.synthesizer import Synthesizer, reader_of
 from bids_petsynth.pet.quantification import normalise, quantify, region_means
@@ -43,98 +44,78 @@ from bids_petsynth.pet.tracers import default_cutoff
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training.generator import Run, train
 from bids_petsynth.training.labelling import UNSEEN
-from bids_petsynth.training.pairs import TrainingCase, dseg_codes, load_heads, simulate_case
+from bids_petsynth.training.loop import write_atomically
+from bids_petsynth.training.pairs import Heads, TrainingCase, dseg_codes, load_heads, simulate_case
 from bids_petsynth.training.simulated import SimulatedGround
 
-TRACER, PEOPLE_SEED = "AV45", 5_000_000
-#: Variant → recipe, then changed fields as ``part.field``.
-VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
-    "petsynth": ("petsynth", {}),
-    "petsynth, 2 steps": ("petsynth", {"process.steps": 2}),
-    "petsynth, 8 steps": ("petsynth", {"process.steps": 8}),
-    "petsynth, 16 steps": ("petsynth", {"process.steps": 16}),
-    "petsynth, guidance 2": ("petsynth", {"process.guidance": 2.0}),
-    "language": ("language", {}),
-    "language, numbers as text": ("language", {"conditioning.text.style": "numbers"}),
-    "language, text alone": ("language", {"conditioning.numeric": False}),
-    "language, numeric alone": ("language", {"conditioning.text": None, "losses.alignment": 0.0}),
-    "pasta": ("pasta", {}),
-    "pasta without cycle": ("pasta", {"losses.cycle": 0.0}),
-    "pasta without region weights": ("pasta", {"losses.regions": "none"}),
-    "pasta without clinical": ("pasta", {"conditioning.numeric": False}),
-    "mri2pet": ("mri2pet", {}),
-    "mri2pet without pre-training": ("mri2pet", {"pretraining": None}),
-    "mri2pet without style": ("mri2pet", {"pretraining.style": "none"}),
-    "mri2pet without pyramid": ("mri2pet", {"losses.laplacian": 0.0}),
-    "acadiff": ("acadiff", {}),
-    "cldm": ("cldm", {}),
-    "regression": ("regression", {}),
-    "attention-unet": ("attention-unet", {}),
-    "gan": ("gan", {}),
-    "ddpm3d": ("ddpm3d", {}),
-}
-#: Variants that sample another model's weights in another way.
-SAMPLED = {name: "petsynth" for name in VARIANTS if name.startswith("petsynth, ")}
+TRACER, PEOPLE_SEED, CALIBRATION_HEADS = "AV45", 5_000_000, 3
+KEPT = ("t1w", "classes", "measured", "labels")
 
 
-def changed(data: dict, fields: Mapping[str, object]) -> dict:
-    """Recipe fields replaced by their dotted names."""
-    for name, value in fields.items():
-        *path, last = name.split(".")
-        part = data
-        for step in path:
-            part = part[step]
-        part[last] = value
-    return data
+@dataclass(frozen=True)
+class Crowd:
+    """The simulated people that every variant trains on, made once and kept as files."""
 
+    arrays: Path
+    folder: Path
+    tracers: tuple[str, ...]
+    seed: int
+    size: int
 
-def recipe_of(variant: str, scale: str, tracers: list[str]) -> Recipe:
-    """The variant's recipe at a scale; ``small`` for two CPU cores."""
-    base, fields = VARIANTS[variant]
-    data = load_recipe(base).model_dump(mode="json")
-    data["tracers"] = [name for name in data["tracers"] if name in tracers or name == "T1w"]
-    if scale == "small":
-        net, space = data["network"], data["space"]
-        if space["kind"] == "codec" and space["fold"] == 1:
-            space["cutoff"] = 0.125
-            net |= {"slices": 12, "stride": 6}
-        if space["kind"] == "autoencoder":
-            space |= {"channels": [max(8, c // 2) for c in space["channels"]], "adversarial": 0.0}
-        net["channels"] = [max(16, c // 2) for c in net["channels"]]
-        net["blocks"], net["groups"] = 1, 8
-        data["training"] |= {"batch": 4, "rate": 1e-3, "warmup": 20, "ema": 0.98, "pool": 60, "refresh": 10}
-        data["process"]["steps"] = min(data["process"]["steps"], 25)
-        if data["pretraining"]:
-            data["pretraining"]["steps"] = data["training"]["steps"] // 2
-        if data["regional"]:
-            data["regional"] |= {"people": 600, "training_steps": 3000}
-    return Recipe.model_validate(changed(data, fields))
-
-
-@cache
-def training_case(arrays: Path, tracers: tuple[str, ...], seed: int, number: int) -> TrainingCase:
-    """A training person, simulated once for all variants."""
-    ground = SimulatedGround(arrays, base_recipe(tracers, seed))
-    case = ground.case(number)
-    return replace(case, coordinates=None, classes=case.classes.byte(), labels=case.labels.half())
-
-
-@cache
-def base_recipe(tracers: tuple[str, ...], seed: int) -> Recipe:
-    """What the people depend on."""
-    recipe = load_recipe("petsynth")
-    training = recipe.training.model_copy(update={"seed": seed})
-    return recipe.model_copy(update={"tracers": tracers, "training": training})
-
-
-class Bench(SimulatedGround):
-    """The same people for every variant; no tables for a model folder, which nobody is given."""
+    @cached_property
+    def heads(self) -> Heads:
+        heads = load_heads(self.arrays, load_recipe("petsynth"))
+        names = [name for name in heads.names if name not in UNSEEN]
+        return heads.select(lambda name: name in names[CALIBRATION_HEADS:])
 
     def case(self, number: int) -> TrainingCase:
-        tracers = tuple(name for name in self.recipe.tracers if is_pet(name))
-        case = training_case(self.arrays, tracers, self.recipe.training.seed, number)
-        return replace(case, labels=case.labels.float())
+        """One of them; simulated if it is not there yet."""
+        path = self.folder / f"{self.seed}-{number % self.size:05d}.npz"
+        if not path.is_file():
+            case = simulate_case(self.heads, self.tracers, 2.0, self.seed, number % self.size)
+            images = {"t1w": case.t1w.half(), "classes": case.classes.byte(), "measured": case.measured.byte()}
+            images |= {"labels": (case.labels * 255).round().byte(), **{k: v.half() for k, v in case.pet.items()}}
+            about = json.dumps({"head": case.head, "record": case.record, "truth": case.truth})
+            arrays = {name: image.numpy() for name, image in images.items()} | {"about": np.array(about)}
+            path.parent.mkdir(parents=True, exist_ok=True)
 
+            def save(beside: Path) -> None:
+                with beside.open("wb") as file:
+                    np.savez(file, **arrays)
+
+            write_atomically(path, save)
+        with np.load(path) as file:
+            about = json.loads(str(file["about"]))
+            kept = {name: torch.from_numpy(file[name]) for name in file.files if name != "about"}
+        t1w, classes, measured, labels = (kept.pop(name) for name in KEPT)
+        pet = {name: scan.float() for name, scan in kept.items()}
+        images = t1w.float(), classes.long(), measured.long(), labels.float() / 255
+        return TrainingCase(about["head"], *images, about["record"], about["truth"], pet)
+
+
+@dataclass(frozen=True)
+class BenchGround(SimulatedGround):
+    """A crowd to train on; the heads that no training sees stay for the evaluation alone."""
+
+    crowd: Crowd
+
+    @cached_property
+    def _seen(self) -> Heads:
+        return self.crowd.heads
+
+    @cached_property
+    def _unseen(self) -> Heads:
+        names = [name for name in self._heads.names if name not in UNSEEN][:CALIBRATION_HEADS]
+        return self._heads.select(lambda name: name in names)
+
+    @property
+    def pool(self) -> tuple[int, int, int]:
+        return self.crowd.size, self.crowd.size, 10**9
+
+    def case(self, number: int) -> TrainingCase:
+        return self.crowd.case(number)
+
+    # tables for a model folder, which nobody is given
     def ranges(self) -> tuple:
         return ()
 
@@ -142,27 +123,37 @@ class Bench(SimulatedGround):
         return ()
 
 
-@cache
-def people(arrays: Path, n: int) -> list[TrainingCase]:
+def people(arrays: Path, tracers: Sequence[str], n: int) -> list[TrainingCase]:
     """Simulated people on unseen heads, the same for every variant."""
     recipe = load_recipe("petsynth")
     heads = load_heads(arrays, recipe).select(lambda name: name in UNSEEN)
-    size = recipe.grid.voxel_size
-    return [simulate_case(heads, [TRACER], size, PEOPLE_SEED, k, augment=False) for k in range(n)]
+    return [simulate_case(heads, tracers, recipe.grid.voxel_size, PEOPLE_SEED, k, augment=False) for k in range(n)]
 
 
-def evaluate(engine: Synthesizer, cases: list[TrainingCase], draws: int) -> list[dict]:
+def given_to(variant: Variant, recipe: Recipe, case: TrainingCase, number: int) -> dict[str, torch.Tensor | None]:
+    """Scans that the variant is given of a person, None for those that are withheld."""
+    if variant.missing is None:
+        return {}
+    rng = np.random.default_rng([PEOPLE_SEED, number])
+    sources = [name for name in recipe.conditioning.sources if name != TRACER]
+    return {name: None if rng.random() < variant.missing else case.images[name] for name in sources}
+
+
+def evaluate(engine: Synthesizer, variant: Variant, cases: Sequence[TrainingCase], draws: int) -> list[dict]:
     """A row of figures and regional values for each person."""
-    spec, size = tracer_named(TRACER), engine.model.recipe.grid.voxel_size
-    grid = template_grid(tuple(engine.model.recipe.grid.shape), size)
+    recipe, spec = engine.model.recipe, tracer_named(TRACER)
+    grid = template_grid(tuple(recipe.grid.shape), recipe.grid.voxel_size)
     codes = [code for code, _, _, region in lookup() if region.tissue != "csf"]
     rows = []
     for number, case in enumerate(cases):
         labels = dseg_codes(case.measured.numpy(), grid)
-        made = engine.sample(case.t1w[None], case.labels[None], case.record, TRACER, draws, number)
+        record = case.record if variant.plasma else without_plasma(case.record)
+        n = 1 if recipe.draws_alike else draws
+        given = given_to(variant, recipe, case, number)
+        made = engine.sample(case.t1w[None], case.labels[None], record, TRACER, n, number, given)
         made = engine.calibrated(normalise(made, labels, grid, spec), TRACER)
         scan = normalise(case.pet[TRACER][None].numpy(), labels, grid, spec)
-        foreseen = engine.foreseen(case.labels[None], labels, case.record, TRACER, draws, number)
+        foreseen = engine.foreseen(case.labels[None], labels, record, TRACER, n, number)
         both = [quantify(v, labels, grid, spec, foreseen=f) for v, f in ((made, foreseen), (scan, None))]
         values = []
         for volumes in (made, scan):
@@ -189,52 +180,83 @@ def operations(engine: Synthesizer, case: TrainingCase) -> float:
     return 8 * counter.get_total_flops() / 1e12
 
 
+class Peak:
+    """The most memory that was held since this was made, in GiB: of the GPU, else of the process (Linux)."""
+
+    def __init__(self, device: str):
+        self.cuda = device.startswith("cuda")
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            # proc(5): 5 resets the peak resident set
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def read(self) -> float:
+        if self.cuda:
+            return torch.cuda.max_memory_allocated() / 2**30
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
+
+
+def trained(variant: str, recipe: Recipe, crowd: Crowd, folder: Path, arguments: argparse.Namespace) -> Model:
+    """The variant's model after its training."""
+    print(f"{variant}: training for {arguments.minutes:g} minutes", flush=True)
+    texts = None
+    if recipe.conditioning.text is not None:
+        names = [variable.name for variable in recipe.conditioning.variables]
+        texts = TextReader(recipe.conditioning.text, names, text_options(arguments), arguments.device)
+    how = Run(folder, arguments.minutes, device=arguments.device, validate=0, texts=texts)
+    return train(BenchGround(arguments.arrays, recipe, crowd), recipe, how)
+
+
+def text_options(arguments: argparse.Namespace) -> TextOptions:
+    """How texts are written and read."""
+    endpoint = Endpoint(*arguments.llm) if arguments.llm else None
+    return TextOptions(encoder=arguments.encoder, endpoint=endpoint, cache=arguments.out / "texts")
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Train and measure every variant that has no figures yet."""
     torch.set_num_threads(arguments.threads)
-    options = TextOptions(encoder=arguments.encoder, cache=arguments.out / "texts")
-    for variant in arguments.only or VARIANTS:
-        folder = arguments.out / f"{variant.replace(' ', '-').replace(',', '')}-seed{arguments.seed}"
+    tracers, out = tuple(arguments.tracers), arguments.out
+    crowd = Crowd(arguments.arrays, out / "crowd", tracers, arguments.seed, arguments.training)
+    for number in range(crowd.size):
+        crowd.case(number)
+    cases = people(arguments.arrays, tracers, arguments.people)
+    for name in arguments.only or VARIANTS:
+        variant = VARIANTS[name]
+        recipe = recipe_of(name, arguments.scale, tracers, arguments.seed)
+        folder = out / f"{name.replace(' ', '-').replace(',', '')}-seed{arguments.seed}"
         if (folder / "people.json").is_file():
             continue
-        recipe = recipe_of(variant, arguments.scale, arguments.tracers)
-        training = recipe.training.model_copy(update={"seed": arguments.seed})
-        recipe = recipe.model_copy(update={"training": training})
-        started = time.monotonic()
-        if variant in SAMPLED:
-            trained = load_model(arguments.out / f"{SAMPLED[variant]}-seed{arguments.seed}" / "model")
-            model = replace(trained, recipe=recipe)
+        if recipe.conditioning.text and recipe.conditioning.text.style == "llm" and not arguments.llm:
+            print(f"{name}: left out, it needs a language model (--llm URL MODEL)", flush=True)
+            continue
+        peak, started = Peak(arguments.device), time.monotonic()
+        if variant.weights is None:
+            model = trained(name, recipe, crowd, folder, arguments)
         else:
-            print(f"{variant}: training for {arguments.minutes:g} minutes", flush=True)
-            texts = None
-            if recipe.conditioning.text is not None:
-                from bids_petsynth.clinical.language import TextReader
-
-                names = [variable.name for variable in recipe.conditioning.variables]
-                texts = TextReader(recipe.conditioning.text, names, options, arguments.device)
-            ground = Bench(arguments.arrays, recipe)
-            how = Run(folder, arguments.minutes, device=arguments.device, validate=0, texts=texts)
-            model = train(ground, recipe, how)
-        engine = Synthesizer(model, arguments.device, reader_of(model, options, arguments.device))
-        cases = people(arguments.arrays, arguments.people)
-        rows = evaluate(engine, cases, arguments.draws)
+            model = replace(load_model(out / f"{variant.weights}-seed{arguments.seed}" / "model"), recipe=recipe)
+        minutes, held = (time.monotonic() - started) / 60, peak.read()
+        engine = Synthesizer(model, arguments.device, reader_of(model, text_options(arguments), arguments.device))
         about = {
-            "variant": variant,
+            "variant": name,
             "scale": arguments.scale,
             "minutes": arguments.minutes,
-            "all_minutes": (time.monotonic() - started) / 60,
+            "all_minutes": minutes,
             "parameters": parameters_in_millions(model.denoiser),
             "tflop": operations(engine, cases[0]),
-            "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            "peak_gib": held,
+            "people": evaluate(engine, variant, cases, arguments.draws),
         }
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "people.json").write_text(json.dumps(about | {"people": rows}))
-        print(line(about | {"people": rows}), flush=True)
+        (folder / "people.json").write_text(json.dumps(about))
+        print(line(about), flush=True)
 
 
 HEADER = (
     "| variant | MAE brain [95 %] | MSE | PSNR | SSIM | regional MAE | regional r | target r | Centiloid MAE | AUC | "
-    "80 % covers | M parameters | TFLOP, 8 draws |\n|" + "---|" * 13
+    "80 % covers | M parameters | TFLOP, 8 draws | minutes in all | peak GiB |\n|" + "---|" * 15
 )
 
 
@@ -269,6 +291,8 @@ def line(found: Mapping) -> str:
         "–" if np.isnan(cover) else f"{cover:.2f}",
         f"{found['parameters']:.1f}",
         f"{found['tflop']:.2f}",
+        "–" if VARIANTS[found["variant"]].weights else f"{found['all_minutes']:.1f}",
+        "–" if VARIANTS[found["variant"]].weights else f"{found['peak_gib']:.1f}",
     ]
     return f"| {found['variant']} | " + " | ".join(cells) + " |"
 
@@ -293,9 +317,11 @@ def main() -> None:
     one.add_argument("--people", type=int, default=40)
     one.add_argument("--draws", type=int, default=4)
     one.add_argument("--scale", choices=("small", "full"), default="small")
-    one.add_argument("--tracers", nargs="+", default=[TRACER])
+    one.add_argument("--training", type=int, default=120, help="people to train on")
+    one.add_argument("--tracers", nargs="+", default=[TRACER, "FDG"], help="PET of the simulated people")
     one.add_argument("--only", nargs="+", choices=list(VARIANTS), metavar="VARIANT")
     one.add_argument("--encoder", default="hashed", help="text encoder (hashed, minilm or a folder)")
+    one.add_argument("--llm", nargs=2, metavar=("URL", "MODEL"), help="OpenAI-compatible endpoint that writes prompts")
     one.add_argument("--device", default="cpu")
     one.add_argument("--threads", type=int, default=2)
     one.add_argument("--seed", type=int, default=0)

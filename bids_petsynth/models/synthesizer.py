@@ -243,11 +243,11 @@ class Synthesizer:
         tracer: str,
         n: int,
         seed: int,
-        given: Mapping[str, Tensor] | None = None,
+        given: Mapping[str, Tensor | None] | None = None,
     ) -> np.ndarray:
         """Uncalibrated draws ``(n, X, Y, Z)`` from prepared images of one head (see ``Denoiser.prepare``).
 
-        ``given`` are further scans by modality ``(X, Y, Z)``, see :meth:`draw`.
+        ``given`` are further scans by modality ``(X, Y, Z)``, see :meth:`draw`; None withholds one, the T1w too.
         """
         recipe = self.model.recipe
         rng, condition = self._rng(tracer, seed), self._condition(record, tracer, self._volumes(labels))
@@ -255,7 +255,8 @@ class Synthesizer:
         if self.regional is not None:
             means = representative(self._regional_draws(condition, max(n, REGIONAL_DRAWS), rng), n)
         out = np.empty((n, *recipe.grid.shape), np.float32)
-        scans = self._given({"T1w": t1w[0], **(given or {})}, tracer)
+        everything = {"T1w": t1w[0], **(given or {})}
+        scans = self._given({name: scan for name, scan in everything.items() if scan is not None}, tracer)
         with fast_autocast(self.device):
             sources = self.denoiser.prepare(t1w.to(self.device), labels.to(self.device), *scans)
         mean, sd = self.model.scale([tracer], self.device)
