@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,37 @@ def test_short_of_memory_it_goes_on_in_parts_and_says_so(tmp_path, capsys):
     assert loop.state.parts == 4
     torch.testing.assert_close(nets[1].weight, nets[0].weight, rtol=1e-4, atol=1e-5)
     assert capsys.readouterr().err.count("Out of memory") == 2
+
+
+@pytest.mark.parametrize("whose", ["network", "critic"])
+def test_a_step_tried_again_has_the_memory_of_the_failed_one(tmp_path, whose):
+    torch.manual_seed(0)
+    net, critic = torch.nn.Linear(3, 1), torch.nn.Linear(1, 1)
+    held, dead = [], []
+
+    def tight(share, made):
+        if share.count(6) > 3:
+            held.append(weakref.ref(made))
+            try:
+                raise torch.OutOfMemoryError("no room for it")
+            except torch.OutOfMemoryError:
+                raise torch.OutOfMemoryError("nor for handling that") from None
+        dead.extend(ref() is None for ref in held)
+
+    def loss(step, rng, share):
+        made = net(torch.randn(6, 3, generator=rng)[share.of(6)])
+        if whose == "network":
+            tight(share, made)
+        return made.square().mean()
+
+    def judge(step, rng, share):
+        made = critic(net(torch.randn(6, 3, generator=rng)[share.of(6)]).detach())
+        if whose == "critic":
+            tight(share, made)
+        return made.square().mean()
+
+    Loop(net, loss, spec(steps=1), tmp_path, critic=Player(critic, judge, 0.01)).run()
+    assert len(held) == 1 and dead == [True, True]
 
 
 def test_no_room_for_a_single_example_is_an_error(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import gc
 import json
 import math
 import os
@@ -215,35 +216,11 @@ class Loop:
         return value if self.fabric is None else self.fabric.broadcast(value)
 
     def _step(self) -> float:
-        while True:
-            try:
-                full = self._accumulate(self.loss, self.net)
-                trouble = None
-            except (torch.OutOfMemoryError, MemoryError) as error:
-                trouble = error
-            except RuntimeError as error:
-                # the allocator of the CPU has no exception of its own
-                if "can't allocate memory" not in str(error):
-                    raise
-                trouble = error
-            if not self._anywhere(trouble is not None):
-                break
-            most = math.ceil(self.spec.batch / self._world)
-            if self.state.parts >= most:
-                raise trouble or MemoryError("another process ran out of memory with a single example")
-            self.state.parts = min(2 * self.state.parts, most)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            print(
-                f"Out of memory at a batch of {self.spec.batch}: each step is taken in {self.state.parts} parts from "
-                "here on, which is slower and changes nothing else.",
-                file=sys.stderr,
-                flush=True,
-            )
+        full = self._whole_batch(self.loss, self.net)
         rate = learning_rate(self.spec, self.state.step, self.fraction)
         self._move(self.net, self.optimiser, rate)
         if self.critic is not None:
-            self._accumulate(self.critic.loss, self.critic.net)
+            self._whole_batch(self.critic.loss, self.critic.net)
             self._move(self.critic.net, self.critic_optimiser, rate / self.spec.rate * self.critic.rate)
         self.state.step += 1
         keep = min(self.spec.ema, self.state.step / (self.state.step + 10))
@@ -252,6 +229,40 @@ class Loop:
                 if average.is_floating_point():
                     average.lerp_(value, 1 - keep)
         return full
+
+    def _whole_batch(self, loss: Loss, net: nn.Module) -> float:
+        """:meth:`_accumulate` in as many parts as the memory of every process asks for."""
+        while True:
+            full, trouble = self._attempt(loss, net)
+            if not self._anywhere(trouble is not None):
+                return full
+            most = math.ceil(self.spec.batch / self._world)
+            if self.state.parts >= most:
+                raise trouble or MemoryError("another process ran out of memory with a single example")
+            self.state.parts = min(2 * self.state.parts, most)
+            net.zero_grad(set_to_none=True)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            print(
+                f"Out of memory at a batch of {self.spec.batch}: each step is taken in {self.state.parts} parts from "
+                "here on, which is slower and changes nothing else.",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _attempt(self, loss: Loss, net: nn.Module) -> tuple[float, BaseException | None]:
+        """:meth:`_accumulate`, and what went wrong if that was memory."""
+        try:
+            return self._accumulate(loss, net), None
+        except (MemoryError, RuntimeError) as error:
+            # the allocator of the CPU has no exception of its own
+            own = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+            if not own and "can't allocate memory" not in str(error):
+                raise
+            # its traceback holds the frames, and so all tensors, of the attempt that failed
+            error.__context__ = error.__cause__ = None
+            return math.nan, error.with_traceback(None)
 
     @property
     def _world(self) -> int:
