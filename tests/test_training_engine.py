@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import pytest
 import torch
 from models_small import small_recipe
 from safetensors.torch import load_file
+from train_line import SPOILT
 
+from bids_petsynth.errors import TrainingError
 from bids_petsynth.training.launch import processes
 from bids_petsynth.training.loop import Loop, Player, Share
 
@@ -55,7 +58,9 @@ def test_two_processes_give_the_curve_of_one(tmp_path):
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
     # sums of gradients are rounded in another order
     np.testing.assert_allclose(two, one, rtol=0, atol=2e-5)
-    assert len(one) == 12 and one[-1] < one[0]
+    assert len(one) == 12 and one[-1] < one[0] and np.flatnonzero(np.isnan(one)).tolist() == [SPOILT]
+    # the first process may prepare scans for hours while the others wait
+    assert float((tmp_path / "two" / "patience.txt").read_text()) >= 12 * 3600
 
 
 def test_a_killed_run_goes_on_to_the_same_end(tmp_path):
@@ -123,6 +128,52 @@ def test_a_step_tried_again_has_the_memory_of_the_failed_one(tmp_path, whose):
 
     Loop(net, loss, spec(steps=1), tmp_path, critic=Player(critic, judge, 0.01)).run()
     assert len(held) == 1 and dead == [True, True]
+
+
+@pytest.mark.parametrize("which", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_left_out_and_said(tmp_path, capsys, which):
+    def trained(folder, bad):
+        torch.manual_seed(0)
+        net = torch.nn.Linear(3, 1)
+
+        def loss(step, rng, share):
+            value = line(net)(step, rng, share)
+            if step != bad:
+                return value
+            # the square root's slope at 0 is infinite, its value is not
+            return value * math.nan if which == "loss" else value + (net.weight.sum() * 0).sqrt()
+
+        loop = Loop(net, loss, spec(steps=8), tmp_path / folder, phase="autoencoder")
+        for _ in range(5):
+            loop._step()
+        return loop
+
+    skipping = trained("skipping", 4)
+    assert (skipping.state.step, skipping.state.skipped, skipping.state.in_row) == (5, 1, 1)
+    told = capsys.readouterr().err
+    assert told.count("skipped") == 1 and "autoencoder" in told and "step 5" in told
+    # the weights are those of the four steps before
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 1)
+    four = Loop(net, line(net), spec(steps=8), tmp_path / "four")
+    for _ in range(4):
+        four._step()
+    assert torch.equal(skipping.net.weight, four.net.weight) and torch.equal(skipping.ema.weight, four.ema.weight)
+    skipping.run(every=1)
+    assert skipping.state.in_row == 0 and skipping.state.skipped == 1
+    assert np.isfinite(curve(tmp_path / "skipping")).all() and torch.isfinite(skipping.net.weight).all()
+
+
+def test_many_steps_in_a_row_that_are_not_finite_are_an_error(tmp_path):
+    net = torch.nn.Linear(3, 1)
+
+    def loss(step, rng, share):
+        return line(net)(step, rng, share) * (math.inf if step >= 3 else 1)
+
+    loop = Loop(net, loss, spec(steps=200), tmp_path, phase="pre-training")
+    with pytest.raises(TrainingError, match=r"pre-training.*20 steps in a row.*step 23.*learning rate"):
+        loop.run()
+    assert torch.isfinite(net.weight).all()
 
 
 def test_no_room_for_a_single_example_is_an_error(tmp_path):

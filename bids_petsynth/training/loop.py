@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor, nn
 
+from bids_petsynth.errors import TrainingError
+
 if TYPE_CHECKING:  # the labelling networks train where torch is, without the recipes' libraries
     from lightning_fabric import Fabric
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:  # the labelling networks train where torch is, without the re
 
 #: Seconds between two lines of progress.
 SAY_EVERY = 30.0
+#: Steps in a row without a finite loss and gradient after which training ends.
+MOST_SKIPPED = 20
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class State:
     """What a checkpoint holds besides tensors.
 
     ``best`` is the lowest score of a validation, ``since`` the number of validations after it, ``parts`` the shares
-    that a process takes its part of a batch in.
+    that a process takes its part of a batch in, ``skipped`` the steps whose loss or gradient was not finite, ``in_row``
+    those of them that came last.
     """
 
     step: int = 0
@@ -66,6 +71,8 @@ class State:
     best: float | None = None
     since: int = 0
     parts: int = 1
+    skipped: int = 0
+    in_row: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,8 @@ class Loop:
         The processes that train together; this one alone if None.
     critic
         A second network, if the loss has one.
+    phase
+        What is trained, for messages.
     """
 
     def __init__(
@@ -127,11 +136,12 @@ class Loop:
         minutes: float | None = None,
         fabric: Fabric | None = None,
         critic: Player | None = None,
+        phase: str = "training",
     ):
         self.net, self.loss, self.spec, self.folder, self.minutes = net, loss, spec, folder, minutes
         self.ema = copy.deepcopy(net).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(net.parameters(), lr=spec.rate, weight_decay=spec.weight_decay)
-        self.critic = critic
+        self.critic, self.phase = critic, phase
         if critic is not None:
             self.critic_optimiser = torch.optim.AdamW(critic.net.parameters(), critic.rate, (0.5, 0.99))
         self.state = State()
@@ -169,12 +179,18 @@ class Loop:
             best one are then those that are kept.
         report
             Takes lines of progress.
+
+        Raises
+        ------
+        TrainingError
+            If :data:`MOST_SKIPPED` steps in a row have no finite loss and gradient.
         """
         losses: list[float] = []
         next_pause = self.state.elapsed + 60 * pause_minutes
         clock = time.monotonic()
         while self.fraction < 1:
-            losses.append(self._step())
+            loss = self._step()
+            losses += [loss] if math.isfinite(loss) else []
             now = time.monotonic()
             self.state.elapsed = self._agreed(self.state.elapsed + now - clock)
             clock = now
@@ -216,19 +232,43 @@ class Loop:
         return value if self.fabric is None else self.fabric.broadcast(value)
 
     def _step(self) -> float:
+        """This process's part of the step's loss; NaN in all processes if the step was skipped."""
         full = self._whole_batch(self.loss, self.net)
         rate = learning_rate(self.spec, self.state.step, self.fraction)
-        self._move(self.net, self.optimiser, rate)
-        if self.critic is not None:
-            self._whole_batch(self.critic.loss, self.critic.net)
-            self._move(self.critic.net, self.critic_optimiser, rate / self.spec.rate * self.critic.rate)
+        moved = self._move(self.net, self.optimiser, rate, full)
+        if moved and self.critic is not None:
+            its = self._whole_batch(self.critic.loss, self.critic.net)
+            critic_rate = rate / self.spec.rate * self.critic.rate
+            moved = self._move(self.critic.net, self.critic_optimiser, critic_rate, its)
         self.state.step += 1
+        if not moved:
+            self._skip()
+            return math.nan
+        self.state.in_row = 0
         keep = min(self.spec.ema, self.state.step / (self.state.step + 10))
         with torch.no_grad():
             for average, value in zip(self.ema.state_dict().values(), self.net.state_dict().values(), strict=True):
                 if average.is_floating_point():
                     average.lerp_(value, 1 - keep)
         return full
+
+    def _skip(self) -> None:
+        """Count a step that was not taken, and say so."""
+        state = self.state
+        state.skipped, state.in_row = state.skipped + 1, state.in_row + 1
+        if state.in_row >= MOST_SKIPPED:
+            raise TrainingError(
+                f"{self.phase}: the loss or its gradient was not finite in {state.in_row} steps in a row, the last one "
+                f"step {state.step}; lower the learning rate (`rate`) of that phase in the recipe or raise `warmup`, "
+                "and look through the scans for wrong intensities."
+            )
+        if self.first:
+            print(
+                f"{self.phase}: the loss or its gradient at step {state.step} was not finite; the step was skipped "
+                f"({state.skipped} so far).",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _whole_batch(self, loss: Loss, net: nn.Module) -> float:
         """:meth:`_accumulate` in as many parts as the memory of every process asks for."""
@@ -287,13 +327,17 @@ class Loop:
             return trouble
         return bool(self.fabric.all_reduce(torch.tensor(float(trouble)), reduce_op="sum") > 0)
 
-    def _move(self, net: nn.Module, optimiser: torch.optim.Optimizer, rate: float) -> None:
+    def _move(self, net: nn.Module, optimiser: torch.optim.Optimizer, rate: float, loss: float) -> bool:
+        """Take the step, unless a loss or the gradient is not finite in any process; whether it was taken."""
         for group in optimiser.param_groups:
             group["lr"] = rate
         if self.fabric is not None:
             self._add_gradients(net)
-        nn.utils.clip_grad_norm_(net.parameters(), self.spec.clip)
+        norm = nn.utils.clip_grad_norm_(net.parameters(), self.spec.clip)
+        if self._anywhere(not (math.isfinite(loss) and math.isfinite(norm))):
+            return False
         optimiser.step()
+        return True
 
     def _add_gradients(self, net: nn.Module) -> None:
         """Sum of all processes' gradients, in one message; a parameter that one of them did not use counts as 0."""
@@ -304,7 +348,7 @@ class Loop:
             parameter.grad = gradient.view_as(parameter).clone()
 
     def _log(self, losses: Sequence[float], report: Callable[[str], None] | None) -> None:
-        mean = sum(losses) / len(losses)
+        mean = sum(losses) / len(losses) if losses else math.nan
         if self.fabric is not None:
             # each process has its shares' part of the mean
             mean = float(self.fabric.all_reduce(torch.tensor(mean, dtype=torch.float64), reduce_op="sum"))
