@@ -15,8 +15,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # the labelling networks train where torch is, without the re
 
 #: Seconds between two lines of progress.
 SAY_EVERY = 30.0
+#: Columns of ``log.csv``.
+LOG_COLUMNS = ("step", "minutes", "loss", "rate")
 #: Steps in a row without a finite loss and gradient after which training ends.
 MOST_SKIPPED = 20
 
@@ -63,7 +65,7 @@ class State:
 
     ``best`` is the lowest score of a validation, ``since`` the number of validations after it, ``parts`` the shares
     that a process takes its part of a batch in, ``skipped`` the steps whose loss or gradient was not finite, ``in_row``
-    those of them that came last.
+    those of them that came last, ``losses`` those of the steps since the last line of the log.
     """
 
     step: int = 0
@@ -73,6 +75,7 @@ class State:
     parts: int = 1
     skipped: int = 0
     in_row: int = 0
+    losses: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -185,18 +188,17 @@ class Loop:
         TrainingError
             If :data:`MOST_SKIPPED` steps in a row have no finite loss and gradient.
         """
-        losses: list[float] = []
         next_pause = self.state.elapsed + 60 * pause_minutes
         clock = time.monotonic()
         while self.fraction < 1:
             loss = self._step()
-            losses += [loss] if math.isfinite(loss) else []
+            self.state.losses += [loss] if math.isfinite(loss) else []
             now = time.monotonic()
             self.state.elapsed = self._agreed(self.state.elapsed + now - clock)
             clock = now
             if self.state.step % every == 0 or self.fraction >= 1:
-                self._log(losses, report)
-                losses.clear()
+                self._log(report)
+                self.state.losses.clear()
             if self.state.elapsed >= next_pause or self.fraction >= 1:
                 self._pause(pause)
                 next_pause = self.state.elapsed + 60 * pause_minutes
@@ -232,7 +234,7 @@ class Loop:
         return value if self.fabric is None else self.fabric.broadcast(value)
 
     def _step(self) -> float:
-        """This process's part of the step's loss; NaN in all processes if the step was skipped."""
+        """The mean loss over the step's batch; NaN if the step was skipped. The same in all processes."""
         full = self._whole_batch(self.loss, self.net)
         rate = learning_rate(self.spec, self.state.step, self.fraction)
         moved = self._move(self.net, self.optimiser, rate, full)
@@ -271,11 +273,11 @@ class Loop:
             )
 
     def _whole_batch(self, loss: Loss, net: nn.Module) -> float:
-        """:meth:`_accumulate` in as many parts as the memory of every process asks for."""
+        """:meth:`_accumulate` in as many parts as the memory of every process asks for; the whole batch's mean loss."""
         while True:
-            full, trouble = self._attempt(loss, net)
+            value, trouble = self._attempt(loss, net)
             if not self._anywhere(trouble is not None):
-                return full
+                return self._summed(value)
             most = math.ceil(self.spec.batch / self._world)
             if self.state.parts >= most:
                 raise trouble or MemoryError("another process ran out of memory with a single example")
@@ -323,18 +325,23 @@ class Loop:
         return total
 
     def _anywhere(self, trouble: bool) -> bool:
+        return self._summed(float(trouble)) > 0
+
+    def _summed(self, value: float) -> float:
+        """Sum over all processes."""
         if self.fabric is None:
-            return trouble
-        return bool(self.fabric.all_reduce(torch.tensor(float(trouble)), reduce_op="sum") > 0)
+            return value
+        return float(self.fabric.all_reduce(torch.tensor(value, dtype=torch.float64), reduce_op="sum"))
 
     def _move(self, net: nn.Module, optimiser: torch.optim.Optimizer, rate: float, loss: float) -> bool:
-        """Take the step, unless a loss or the gradient is not finite in any process; whether it was taken."""
+        """Take the step, unless the loss or the gradient is not finite; whether it was taken."""
         for group in optimiser.param_groups:
             group["lr"] = rate
         if self.fabric is not None:
             self._add_gradients(net)
         norm = nn.utils.clip_grad_norm_(net.parameters(), self.spec.clip)
-        if self._anywhere(not (math.isfinite(loss) and math.isfinite(norm))):
+        # both are sums over all processes, so that all of them decide alike
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             return False
         optimiser.step()
         return True
@@ -347,20 +354,18 @@ class Loop:
         for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = gradient.view_as(parameter).clone()
 
-    def _log(self, losses: Sequence[float], report: Callable[[str], None] | None) -> None:
-        mean = sum(losses) / len(losses) if losses else math.nan
-        if self.fabric is not None:
-            # each process has its shares' part of the mean
-            mean = float(self.fabric.all_reduce(torch.tensor(mean, dtype=torch.float64), reduce_op="sum"))
+    def _log(self, report: Callable[[str], None] | None) -> None:
         if not self.first:
             return
+        losses = self.state.losses
+        mean = sum(losses) / len(losses) if losses else math.nan
         path, minutes = self.folder / "log.csv", self.state.elapsed / 60
         new = not path.exists()
         rate = self.optimiser.param_groups[0]["lr"]
         with path.open("a", newline="") as file:
-            out = csv.writer(file)
+            out = csv.writer(file, lineterminator="\n")
             if new:
-                out.writerow(["step", "minutes", "loss", "rate"])
+                out.writerow(LOG_COLUMNS)
             out.writerow([self.state.step, f"{minutes:.2f}", f"{mean:.5f}", f"{rate:.2e}"])
         self._scalars({"loss": mean, "rate": rate})
         if report is not None and (time.monotonic() > self._said + SAY_EVERY or self.fraction >= 1):
@@ -388,19 +393,18 @@ class Loop:
             store_checkpoint(self.folder, self.net, self.ema, self.optimiser, asdict(self.state), more)
 
     def resume(self) -> bool:
-        """Take up the checkpoint if there is one; lines of the log after it are taken away."""
+        """Take up the checkpoint if there is one; lines of the log after it, or after no step, are taken away."""
         more = {} if self.critic is None else {"critic": (self.critic.net, self.critic_optimiser)}
         state = load_checkpoint(self.folder, self.net, self.ema, self.optimiser, more)
-        if state is None:
-            return False
-        self.state = State(**state)
+        if state is not None:
+            self.state = State(**state)
         log = self.folder / "log.csv"
         if self.first and log.exists():
-            head, *rows = log.read_text().splitlines()
-            kept = [row for row in rows if int(row.split(",")[0]) <= self.state.step]
-            text = "\n".join([head, *kept]) + "\n"
-            write_atomically(log, lambda path: path.write_text(text))
-        return True
+            # a kill may have left half a line, and even half a head
+            rows = [row.split(",") for row in log.read_text().splitlines(keepends=True)[1:] if row.endswith("\n")]
+            kept = [",".join(LOG_COLUMNS) + "\n", *(",".join(row) for row in rows if int(row[0]) <= self.state.step)]
+            write_atomically(log, lambda path: path.write_text("".join(kept)))
+        return state is not None
 
 
 #: Networks beside the first one, each with its optimiser, by a name that the checkpoint knows them by.
