@@ -257,3 +257,15 @@ def test_what_was_started_together(monkeypatch, environment, expected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert processes() == expected
+
+
+def test_what_parts_change_is_said(tmp_path, capsys):
+    net = torch.nn.Linear(3, 1)
+
+    def tight(step, rng, share):
+        if share.count(6) > 3:
+            raise torch.OutOfMemoryError("no room")
+        return line(net)(step, rng, share)
+
+    Loop(net, tight, spec(steps=1), tmp_path, shared="the alignment").run()
+    assert "changes the alignment" in capsys.readouterr().err

@@ -199,14 +199,18 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
         images = Pool(styled(ground, transfer), space_encode(model, device), *ground.pool, *modalities)
         spec = recipe.training.model_copy(update={"steps": recipe.pretraining.steps, "patience": 0})
         before = Objective(model, images, device, run.texts)
-        loop = Loop(before.net, before.loss, spec, out / "pretraining", minutes["pretraining"], fabric, before.critic)
+        more = (minutes["pretraining"], fabric, before.critic, "pre-training", before.shared)
+        loop = Loop(before.net, before.loss, spec, out / "pretraining", *more)
         if run.resume:
             loop.resume()
         loop.run(every=20, report=lambda line: run.report(f"pre-training: {line}"))
         model.denoiser.load_state_dict(loop.ema.denoiser.state_dict())
     pool.encode_with(space_encode(model, device))
     objective = Objective(model, pool, device, run.texts)
-    loop = Loop(objective.net, objective.loss, recipe.training, out, minutes["paired"], fabric, objective.critic)
+    if first and objective.shared and fabric.world_size > 1:
+        run.report(f"{fabric.world_size} processes share each batch, which changes {objective.shared}")
+    more = (minutes["paired"], fabric, objective.critic, "paired training", objective.shared)
+    loop = Loop(objective.net, objective.loss, recipe.training, out, *more)
     if run.resume:
         loop.resume()
     watched = ground.held_cases(2) if run.validate and first else []

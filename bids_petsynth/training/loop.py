@@ -2,7 +2,8 @@
 
 One loop for every recipe and phase, in one process or several. A step's batch is drawn whole in every process and each
 computes its :class:`Share` of it; their gradients are added up. So the same steps are taken whatever the number of
-processes, and a batch that does not fit into memory is taken in smaller shares, one after the other.
+processes, and a batch that does not fit into memory is taken in smaller shares, one after the other. A loss that is no
+mean over examples is the exception, see ``Loop``'s ``shared``.
 """
 
 from __future__ import annotations
@@ -128,6 +129,8 @@ class Loop:
         A second network, if the loss has one.
     phase
         What is trained, for messages.
+    shared
+        What of the loss depends on how a batch is shared, for messages; nothing if empty.
     """
 
     def __init__(
@@ -140,11 +143,12 @@ class Loop:
         fabric: Fabric | None = None,
         critic: Player | None = None,
         phase: str = "training",
+        shared: str = "",
     ):
         self.net, self.loss, self.spec, self.folder, self.minutes = net, loss, spec, folder, minutes
         self.ema = copy.deepcopy(net).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(net.parameters(), lr=spec.rate, weight_decay=spec.weight_decay)
-        self.critic, self.phase = critic, phase
+        self.critic, self.phase, self.shared = critic, phase, shared
         if critic is not None:
             self.critic_optimiser = torch.optim.AdamW(critic.net.parameters(), critic.rate, (0.5, 0.99))
         self.state = State()
@@ -288,7 +292,7 @@ class Loop:
                 torch.cuda.empty_cache()
             print(
                 f"Out of memory at a batch of {self.spec.batch}: each step is taken in {self.state.parts} parts from "
-                "here on, which is slower and changes nothing else.",
+                f"here on, which is slower and changes {self.shared or 'nothing else'}.",
                 file=sys.stderr,
                 flush=True,
             )

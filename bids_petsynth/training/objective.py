@@ -27,6 +27,11 @@ from bids_petsynth.training.pairs import Batch, Pool
 
 #: Display window of what is no PET, in units of white matter's median: as wide as intensities of the head spread.
 OTHER_WINDOW = 2.0
+#: What a batch in parts changes in recipes with that loss.
+ALIGNMENT_SHARED = (
+    "the alignment of text and image, which compares each example with the others of its part (with none where a part "
+    "is a single example)"
+)
 
 
 class Trained(nn.Module):
@@ -85,6 +90,11 @@ class Objective:
         Its denoiser and space on ``device``.
     texts
         Reads the records' texts, in recipes with a text.
+
+    Notes
+    -----
+    All losses are means over examples but the alignment of text and image, which compares each example with the others
+    of its share (:attr:`shared`).
     """
 
     def __init__(self, model: Model, pool: Pool, device: str, texts: TextReader | None = None):
@@ -92,6 +102,8 @@ class Objective:
         self.recipe, self.weights = model.recipe, model.recipe.losses
         self.process = build_process(model.recipe)
         self.net = Trained(model).to(device)
+        #: What depends on how a batch is shared, see ``training.loop.Loop``.
+        self.shared = ALIGNMENT_SHARED if self.weights.alignment else ""
         self.critic: Player | None = None
         if self.weights.adversarial:
             from bids_petsynth.models.networks.discriminator import PatchDiscriminator

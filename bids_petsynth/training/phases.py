@@ -71,7 +71,7 @@ def fit_autoencoder(
         return losses.hinge_d(critic(volumes[:, None]), critic(decoded[:, None]))
 
     player = None if critic is None else Player(critic, criticise, spec.rate)
-    loop = Loop(space, loss, training, folder, minutes, fabric, player)
+    loop = Loop(space, loss, training, folder, minutes, fabric, player, "autoencoder")
     if resume:
         loop.resume()
     loop.run(every=20, report=lambda line: report(f"autoencoder: {line}"))

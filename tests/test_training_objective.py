@@ -1,0 +1,69 @@
+"""What a step minimises: alike however a batch is shared, and with the text that the synthesizer would read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ground_small import SmallGround
+from models_small import small_recipe
+
+from bids_petsynth.models.autoencoder import build_space
+from bids_petsynth.training.generator import build_model
+from bids_petsynth.training.loop import Share, step_generator
+from bids_petsynth.training.objective import Objective
+from bids_petsynth.training.pairs import Pool
+
+TEXT = {"style": "template", "encoder": "hashed", "width": 32, "tokens": 8}
+AUTOENCODER = {
+    "kind": "autoencoder",
+    "channels": [2, 4],
+    "groups": 2,
+    "latent_channels": 2,
+    "training_steps": 6,
+    "adversarial": 0.02,
+}
+
+
+def reader(recipe):
+    from bids_petsynth.clinical.language import TextOptions, TextReader
+
+    spec = recipe.conditioning
+    return TextReader(spec.text, [variable.name for variable in spec.variables], TextOptions())
+
+
+def objective(recipe, ground=None):
+    ground = ground or SmallGround(recipe)
+    space = build_space(recipe).requires_grad_(False)
+    pool = Pool(ground.case, space.encode, *ground.pool, recipe.tracers, recipe.conditioning.sources)
+    model = build_model(recipe, pool, ground, space)
+    for parameter in model.denoiser.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return Objective(model, pool, "cpu", reader(recipe) if recipe.conditioning.text else None)
+
+
+def shared(made: Objective, parts: int) -> float:
+    """A step's loss of a batch of four in so many parts."""
+    return sum(made.loss(3, step_generator(0, 3), Share(k, parts)).item() / parts for k in range(parts))
+
+
+IMAGE_LOSSES = {"l1": 1.0, "mse": 0.5, "laplacian": 0.3, "clinical": 0.2, "adversarial": 0.1, "regions": "learned"}
+
+
+@pytest.mark.parametrize("alignment", [0.0, 0.5])
+def test_a_step_is_alike_however_its_batch_is_shared_but_for_the_alignment_and_that_is_said(alignment):
+    recipe = small_recipe(
+        tracers=["AV45", "FDG"],
+        regional=None,
+        losses={**IMAGE_LOSSES, "alignment": alignment},
+        conditioning={"text": TEXT},
+        training={"batch": 4},
+    )
+    made = objective(recipe)
+    whole, halves, singly = (shared(made, parts) for parts in (1, 2, 4))
+    if not alignment:
+        assert halves == pytest.approx(whole, rel=1e-5) and singly == pytest.approx(whole, rel=1e-5)
+        assert made.shared == ""
+        return
+    assert abs(whole - halves) > 1e-3 and abs(whole - singly) > 1e-3
+    assert "alignment of text and image" in made.shared
