@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from ground_small import SmallGround
@@ -67,3 +68,38 @@ def test_a_step_is_alike_however_its_batch_is_shared_but_for_the_alignment_and_t
         return
     assert abs(whole - halves) > 1e-3 and abs(whole - singly) > 1e-3
     assert "alignment of text and image" in made.shared
+
+
+@pytest.mark.parametrize("normalisation", ["standard", "minmax"])
+def test_all_training_scans_are_standardised_by_every_modality_that_occurs(normalisation):
+    """FDG is scanned in the last person alone, and a T2w is there for none."""
+    recipe = small_recipe(
+        tracers=["AV45", "FDG", "T1w"],
+        regional=None,
+        normalisation=normalisation,
+        conditioning={"images": [], "sources": ["AV45", "T2w", "FDG"]},
+    )
+    count = 17
+    ground = SmallGround(recipe, count, only={**dict.fromkeys(range(count), ("AV45",)), count - 1: ("FDG",)})
+    space = build_space(recipe)
+    pool = Pool(ground.case, space.encode, *ground.pool, recipe.tracers, recipe.conditioning.sources)
+    model = build_model(recipe, pool, ground, space)
+    cases = [ground.case(k) for k in range(count)]
+    assert set(model.scaling) == {"AV45", "FDG", "T1w"}
+    everything = []
+    for name in ("AV45", "FDG", "T1w"):
+        latents = torch.cat([space.encode(c.images[name][None]) for c in cases if name in c.images])
+        everything.append(latents)
+        values = latents.double().movedim(1, 0).flatten(1).numpy()
+        centre, width = model.scaling[name]
+        if normalisation == "minmax":
+            scaled = (values - np.array(centre)[:, None]) / np.array(width)[:, None]
+            # latents are kept in half precision
+            np.testing.assert_allclose(scaled.max(1), 1, atol=3e-3)
+            np.testing.assert_allclose(scaled.min(1), -1, atol=3e-3)
+        else:
+            np.testing.assert_allclose(centre, values.mean(1), atol=1e-4)
+            np.testing.assert_allclose(width, values.std(1, ddof=1), rtol=1e-3)
+    values = torch.cat(everything).movedim(1, 0).flatten(1)
+    np.testing.assert_allclose(model.latent_mean, values.mean(1), atol=1e-4)
+    np.testing.assert_allclose(model.latent_sd, values.std(1), rtol=1e-3)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
@@ -34,14 +35,15 @@ from bids_petsynth.training.objective import Objective, split
 from bids_petsynth.training.pairs import Pool
 from bids_petsynth.training.phases import choose_style, fit_autoencoder, styled
 from bids_petsynth.training.regional import train_regional
+from bids_petsynth.training.scaling import Spread
 from bids_petsynth.training.simulated import SimulatedGround
 from bids_petsynth.training.validation import evaluate, regional_spread
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-#: Cases whose latents are standardised, and held-out people with whom the card's sensitivity is measured.
-STANDARDISED_PEOPLE, SENSITIVITY_PEOPLE = 12, 60
+#: Held-out people with whom the card's sensitivity is measured.
+SENSITIVITY_PEOPLE = 60
 
 
 @dataclass(frozen=True)
@@ -83,30 +85,29 @@ class Run:
 
 
 def build_model(recipe: Recipe, pool: Pool, ground: Ground, space: torch.nn.Module, text_encoder: str = "") -> Model:
-    """An untrained model with the standardisation fitted to the first cases."""
+    """An untrained model, standardised by all scans that the pool begins with: a site's own are all of them."""
+    everyone = pool.numbers(0).stop
+    classes = next(pool.people(everyone)).labels.shape[1]
+    torch.manual_seed(recipe.training.seed)
+    net, regional = build_denoiser(recipe, classes), build_regional(recipe, classes)
+    spreads: dict[str, Spread] = defaultdict(Spread)
     with torch.no_grad():
-        examples = list(pool.people(min(STANDARDISED_PEOPLE, pool.numbers(0).stop)))
-        classes = examples[0].labels.shape[1]
-        torch.manual_seed(recipe.training.seed)
-        net = build_denoiser(recipe, classes)
-        data: dict[str, list[torch.Tensor]] = {}
-        for batch in examples:
+        for batch in pool.people(everyone):
             latents = batch.latents
             if recipe.regional is not None:
                 latents = split(net, latents, net.prepare(batch.t1w, batch.labels))[0]
             for name, one in zip(batch.tracers, latents, strict=True):
-                data.setdefault(name, []).append(one)
+                spreads[name].add(one)
             for place, name in enumerate(recipe.conditioning.sources):
                 if name not in recipe.tracers and batch.there[0, place]:
-                    data.setdefault(name, []).append(batch.given[0, place])
-    drawn = [one for name in recipe.tracers for one in data.get(name, [])]
-    shared = _spread(torch.stack(drawn), "standard")
+                    spreads[name].add(batch.given[0, place])
+    shared = Spread.together(spreads[name] for name in recipe.tracers if name in spreads).pair("standard")
     # what is drawn beside a painting is alike in all tracers; modalities of other units are not
     own = recipe.normalisation == "minmax" or bool(recipe.conditioning.sources) or "T1w" in recipe.tracers
     return Model(
         recipe=recipe,
         denoiser=net,
-        regional=build_regional(recipe, classes),
+        regional=regional,
         space=space,
         latent_mean=shared[0],
         latent_sd=shared[1],
@@ -115,17 +116,9 @@ def build_model(recipe: Recipe, pool: Pool, ground: Ground, space: torch.nn.Modu
         version=date.today().isoformat(),
         heads=ground.names,
         demonstration=ground.demonstration,
-        scaling={name: _spread(torch.stack(v), recipe.normalisation) for name, v in data.items()} if own else {},
+        scaling={name: spread.pair(recipe.normalisation) for name, spread in spreads.items()} if own else {},
         text_encoder=text_encoder,
     )
-
-
-def _spread(latents: torch.Tensor, normalisation: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per channel mean and SD, or middle and half width of the range, so that data lie in [-1, 1]."""
-    if normalisation == "minmax":
-        low, high = latents.amin((0, 2, 3, 4)), latents.amax((0, 2, 3, 4))
-        return tuple(((low + high) / 2).tolist()), tuple(((high - low) / 2).clamp(min=1e-4).tolist())
-    return tuple(latents.mean((0, 2, 3, 4)).tolist()), tuple(latents.std((0, 2, 3, 4)).clamp(min=1e-4).tolist())
 
 
 def start_from(model: Model, folder: Path) -> Model:
@@ -183,7 +176,8 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
             more = (run.resume, fabric, run.report)
             fit_autoencoder(space, recipe, ground, out / "autoencoder", minutes["autoencoder"], *more)
     modalities = recipe.tracers, recipe.conditioning.sources
-    pool = Pool(ground.case, space.encode, *ground.pool, *modalities)
+    space.to(device)
+    pool = Pool(ground.case, on_device(space, device), *ground.pool, *modalities)
     model = build_model(recipe, pool, ground, space, run.texts.encoder.identity if run.texts else "")
     if run.start is not None:
         model = start_from(model, run.start)
@@ -193,10 +187,9 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
         fabric.barrier()
         if not first:
             _load_regional(model, out / "regional.safetensors")
-    model.space.to(device)
     if recipe.pretraining is not None and run.start is None:
         transfer = choose_style(recipe, run.vgg19, device)
-        images = Pool(styled(ground, transfer), space_encode(model, device), *ground.pool, *modalities)
+        images = Pool(styled(ground, transfer), on_device(space, device), *ground.pool, *modalities)
         spec = recipe.training.model_copy(update={"steps": recipe.pretraining.steps, "patience": 0})
         before = Objective(model, images, device, run.texts)
         more = (minutes["pretraining"], fabric, before.critic, "pre-training", before.shared)
@@ -205,7 +198,6 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
             loop.resume()
         loop.run(every=20, report=lambda line: run.report(f"pre-training: {line}"))
         model.denoiser.load_state_dict(loop.ema.denoiser.state_dict())
-    pool.encode_with(space_encode(model, device))
     objective = Objective(model, pool, device, run.texts)
     if first and objective.shared and fabric.world_size > 1:
         run.report(f"{fabric.world_size} processes share each batch, which changes {objective.shared}")
@@ -260,9 +252,9 @@ def _normative(ground: Ground, recipe: Recipe, run: Run) -> bytes:
     return to_bytes(sets) if sets else b""
 
 
-def space_encode(model: Model, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The space's encoder for volumes on the CPU."""
-    return lambda volumes: model.space.encode(volumes.to(device)).cpu()
+def on_device(space: torch.nn.Module, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The space's encoder, which is on ``device``, for volumes on the CPU."""
+    return lambda volumes: space.encode(volumes.to(device)).cpu()
 
 
 def _phase_minutes(recipe: Recipe, minutes: float | None) -> dict[str, float | None]:
