@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ground_small import SmallGround
-from models_small import small_recipe
+from models_small import small_recipe, with_autoencoder
 
 from bids_petsynth.models.autoencoder import build_space
 from bids_petsynth.training.generator import build_model
@@ -15,14 +15,6 @@ from bids_petsynth.training.objective import Objective
 from bids_petsynth.training.pairs import Pool
 
 TEXT = {"style": "template", "encoder": "hashed", "width": 32, "tokens": 8}
-AUTOENCODER = {
-    "kind": "autoencoder",
-    "channels": [2, 4],
-    "groups": 2,
-    "latent_channels": 2,
-    "training_steps": 6,
-    "adversarial": 0.02,
-}
 
 
 def reader(recipe):
@@ -103,3 +95,42 @@ def test_all_training_scans_are_standardised_by_every_modality_that_occurs(norma
     values = torch.cat(everything).movedim(1, 0).flatten(1)
     np.testing.assert_allclose(model.latent_mean, values.mean(1), atol=1e-4)
     np.testing.assert_allclose(model.latent_sd, values.std(1), rtol=1e-3)
+
+
+def autoencoded(scale: float) -> Objective:
+    """A step on an autoencoder whose latents are so many times as large, all else equal."""
+    recipe = with_autoencoder(
+        tracers=["AV45", "FDG"],
+        regional=None,
+        conditioning={"images": ["t1w"]},
+        losses={"process": 0.0, "l1": 1.0, "mse": 0.5},
+        training={"batch": 2},
+    )
+    ground = SmallGround(recipe)
+    torch.manual_seed(0)
+    space = build_space(recipe).requires_grad_(False)
+    space.scale.fill_(scale)
+    pool = Pool(ground.case, space.encode, *ground.pool, recipe.tracers)
+    return Objective(build_model(recipe, pool, ground, space), pool, "cpu")
+
+
+def test_losses_on_decoded_images_are_in_units_of_the_images():
+    small, large = autoencoded(1.0), autoencoded(16.0)
+    values = [shared(made, 1) for made in (small, large)]
+    assert values[1] == pytest.approx(values[0], rel=2e-3)
+    space, pool = small.model.space, small.pool
+    fdg = [batch.latents[batch.tracers.index("FDG")][None] for batch in pool.people(4)]
+    assert small._decoded_sd("FDG") == pytest.approx(np.std([space.decode(one).numpy() for one in fdg]), rel=1e-3)
+
+
+def test_an_autoencoder_is_frozen_and_the_truth_leaves_no_graph():
+    made = autoencoded(1.0)
+    space, graphs = made.model.space, []
+    decode = space.decode
+    space.decode = lambda latents: graphs.append(torch.is_grad_enabled()) or decode(latents)
+    made._decoded_sd("AV45"), made._decoded_sd("FDG")
+    graphs.clear()
+    made.loss(0, step_generator(0, 0), Share()).backward()
+    assert sorted(graphs) == [False, True]
+    assert all(p.grad is None for p in space.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in made.net.parameters())

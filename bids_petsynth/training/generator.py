@@ -176,7 +176,7 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
             more = (run.resume, fabric, run.report)
             fit_autoencoder(space, recipe, ground, out / "autoencoder", minutes["autoencoder"], *more)
     modalities = recipe.tracers, recipe.conditioning.sources
-    space.to(device)
+    space.to(device).requires_grad_(False).eval()
     pool = Pool(ground.case, on_device(space, device), *ground.pool, *modalities)
     model = build_model(recipe, pool, ground, space, run.texts.encoder.identity if run.texts else "")
     if run.start is not None:
