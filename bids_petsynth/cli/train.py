@@ -133,6 +133,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable(arguments.output_dir)
     models = arguments.output_dir / "models"
     folder, working = models / name, models / f"{name}-training"
+    if start is not None:
+        if folder.resolve() == start.resolve():
+            raise UsageError(f"The adapted model would replace {start}, which it begins with; give it another --name.")
+        generator.check_start(recipe, load_model(start), start)
     bids_dir = arguments.bids_dir.resolve()
     cases = find_requested(arguments, bids_dir, {})
     filters = filters_of(arguments)

@@ -121,23 +121,29 @@ def build_model(recipe: Recipe, pool: Pool, ground: Ground, space: torch.nn.Modu
     )
 
 
-def start_from(model: Model, folder: Path) -> Model:
-    """The model with another's weights and standardisation.
+def check_start(recipe: Recipe, other: Model, folder: Path, text_encoder: str | None = None) -> None:
+    """Raise UsageError if a training of ``recipe`` cannot begin with ``other``, the model in ``folder``.
 
-    Raises
-    ------
-    UsageError
-        If the two are not built alike.
+    ``text_encoder`` is the identity of the encoder of texts that is trained with; None leaves it unasked.
     """
-    other = load_model(folder)
     parts = ("grid", "space", "process", "regional", "network", "conditioning", "normalisation")
-    for part in parts:
-        mine, its = getattr(model.recipe, part), getattr(other.recipe, part)
-        if mine != its:
-            raise UsageError(
-                f"The model {folder} has another `{part}` than the recipe {model.recipe.name}; give --recipe "
-                f"{folder / 'recipe.toml'}, or leave --init-from out."
-            )
+    differ = [part for part in parts if getattr(recipe, part) != getattr(other.recipe, part)]
+    if bool(recipe.losses.alignment) != bool(other.recipe.losses.alignment):
+        differ.append("losses.alignment")
+    if differ:
+        raise UsageError(
+            f"The model {folder} has another `{differ[0]}` than the recipe {recipe.name}; give --recipe "
+            f"{folder / 'recipe.toml'}, or leave --init-from out."
+        )
+    if text_encoder is not None and other.text_encoder != text_encoder:
+        raise UsageError(
+            f"The model {folder} was trained with the text encoder {other.text_encoder or 'none'}, and this training "
+            f"reads with {text_encoder or 'none'}; give the same with --text-encoder, or leave --init-from out."
+        )
+
+
+def start_from(model: Model, other: Model) -> Model:
+    """The model with the weights and the standardisation of another that is built alike (see :func:`check_start`)."""
     model.denoiser.load_state_dict(other.denoiser.state_dict())
     model.space.load_state_dict(other.space.state_dict())
     if model.regional is not None:
@@ -165,29 +171,34 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
     out.mkdir(parents=True, exist_ok=True)
     if recipe.conditioning.text is not None and run.texts is None:
         raise UsageError(f"The recipe {recipe.name} reads texts, and nothing was given that does.")
+    text_encoder = run.texts.encoder.identity if run.texts else ""
+    start = None
+    if run.start is not None:
+        start = load_model(run.start)
+        check_start(recipe, start, run.start, text_encoder)
     space = build_space(recipe)
-    minutes = _phase_minutes(recipe, run.minutes)
+    minutes = _phase_minutes(recipe, run.minutes, adapted=start is not None)
     if isinstance(space, Autoencoder):
         torch.manual_seed(recipe.training.seed)
         space = build_space(recipe)
-        if run.start is not None:
-            space.load_state_dict(load_model(run.start).space.state_dict())
+        if start is not None:
+            space.load_state_dict(start.space.state_dict())
         else:
             more = (run.resume, fabric, run.report)
             fit_autoencoder(space, recipe, ground, out / "autoencoder", minutes["autoencoder"], *more)
     modalities = recipe.tracers, recipe.conditioning.sources
     space.to(device).requires_grad_(False).eval()
     pool = Pool(ground.case, on_device(space, device), *ground.pool, *modalities)
-    model = build_model(recipe, pool, ground, space, run.texts.encoder.identity if run.texts else "")
-    if run.start is not None:
-        model = start_from(model, run.start)
+    model = build_model(recipe, pool, ground, space, text_encoder)
+    if start is not None:
+        model = start_from(model, start)
     if model.regional is not None:
         if first:
             fit_regional(model, ground, out / "regional.safetensors", run)
         fabric.barrier()
         if not first:
             _load_regional(model, out / "regional.safetensors")
-    if recipe.pretraining is not None and run.start is None:
+    if recipe.pretraining is not None and start is None:
         transfer = choose_style(recipe, run.vgg19, device)
         images = Pool(styled(ground, transfer), on_device(space, device), *ground.pool, *modalities)
         spec = recipe.training.model_copy(update={"steps": recipe.pretraining.steps, "patience": 0})
@@ -257,13 +268,12 @@ def on_device(space: torch.nn.Module, device: str) -> Callable[[torch.Tensor], t
     return lambda volumes: space.encode(volumes.to(device)).cpu()
 
 
-def _phase_minutes(recipe: Recipe, minutes: float | None) -> dict[str, float | None]:
-    """The time of each phase, shared by their numbers of steps."""
-    steps = {
-        "autoencoder": getattr(recipe.space, "training_steps", 0),
-        "pretraining": recipe.pretraining.steps if recipe.pretraining else 0,
-        "paired": recipe.training.steps,
-    }
+def _phase_minutes(recipe: Recipe, minutes: float | None, adapted: bool) -> dict[str, float | None]:
+    """The time of each phase, shared by their numbers of steps; an adapted model has the last one alone."""
+    steps = {"autoencoder": 0, "pretraining": 0, "paired": recipe.training.steps}
+    if not adapted:
+        steps["autoencoder"] = getattr(recipe.space, "training_steps", 0)
+        steps["pretraining"] = recipe.pretraining.steps if recipe.pretraining else 0
     total = sum(steps.values())
     return {name: None if minutes is None else minutes * n / total for name, n in steps.items()}
 
