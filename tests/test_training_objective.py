@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from ground_small import SmallGround
 from models_small import small_recipe, with_autoencoder
 
 from bids_petsynth.models.autoencoder import build_space
+from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training.generator import build_model
 from bids_petsynth.training.loop import Share, step_generator
 from bids_petsynth.training.objective import Objective
@@ -134,3 +137,35 @@ def test_an_autoencoder_is_frozen_and_the_truth_leaves_no_graph():
     assert sorted(graphs) == [False, True]
     assert all(p.grad is None for p in space.parameters())
     assert any(p.grad is not None and p.grad.any() for p in made.net.parameters())
+
+
+@pytest.mark.parametrize("variables", [({"name": "age"}, {"name": "mmse"}), ()])
+def test_notes_are_read_in_training_exactly_where_the_synthesizer_reads_them(variables):
+    """A person without a known variable is known by their notes; a record withheld as a whole is, with its notes."""
+    recipe = small_recipe(regional=None, conditioning={"text": TEXT, "variables": variables}, training={"batch": 4})
+    made = objective(recipe)
+    batch = next(made.pool.people(1))
+    notes = {"notes": "Memory complaints for two years."}
+    records = ({"mmse": 24.0}, {}, notes, {"mmse": 24.0, **notes})
+    batch = replace(batch, records=records, tracers=batch.tracers[:1] * 4)
+    sampler = Synthesizer(made.model, "cpu", made.texts)
+
+    class Person(dict):
+        @property
+        def notes(self):
+            return self.get("notes", "")
+
+    asked = [sampler._condition(Person(record), batch.tracers[0], torch.ones(1, 1)) for record in records]
+    everything = torch.ones(4, max(1, len(variables)))
+    trained = made._condition(batch, everything)
+    assert torch.equal(trained.text_mask, torch.cat([one.text_mask for one in asked]))
+    assert trained.text_mask.any(1).tolist() == [bool(variables), False, True, True]
+    torch.testing.assert_close(trained.text, torch.cat([one.text for one in asked]))
+    assert not made._condition(batch, 0 * everything).text_mask.any()
+    # what is withheld but not the whole record leaves the notes
+    if variables:
+        some = torch.tensor([1.0, 0.0]).expand(4, 2)
+        assert made._condition(batch, some).text_mask.any(1).tolist() == [False, False, True, True]
+    # a step shows and withholds them
+    shown = [made.example(step, step_generator(0, step), Share()).condition for step in range(3)]
+    assert all(one.text_mask.shape == (4, 8) for one in shown)

@@ -144,7 +144,8 @@ class Objective:
         recipe, spec, device = self.recipe, self.recipe.conditioning, self.device
         n = recipe.training.batch
         mine = share.of(n)
-        kept = withhold(torch.ones(n, len(spec.variables)), spec, rng)[mine]
+        # one column where there are no variables: it tells whether the notes are withheld
+        kept = withhold(torch.ones(n, max(1, len(spec.variables))), spec, rng)[mine]
         favour = torch.rand(n, max(1, len(spec.sources)), generator=rng)[mine]
         t = self.process.times(n, rng)[mine].to(device)
         noise = torch.randn((n, recipe.latent_channels, *recipe.latent_shape), generator=rng)[mine].to(device)
@@ -187,7 +188,7 @@ class Objective:
         spec = self.recipe.conditioning
         matrix = record_matrix(batch.records, spec.variables)
         values, mask = standardise(matrix, self.model.variables)
-        mask = mask * kept
+        mask = mask * kept[:, : mask.shape[1]]
         tracers = torch.tensor([tracer_index(name) for name in batch.tracers])
         text = text_mask = None
         if self.texts is not None:
@@ -199,7 +200,9 @@ class Objective:
             ]
             notes = [str(record.get("notes", "")) for record in batch.records]
             text, text_mask = map(torch.from_numpy, self.texts(told, notes))
-            text_mask = text_mask & mask.any(1, keepdim=True)
+            # as in sampling, notes are read where no variable is known; a whole record is withheld with its notes
+            noted = torch.tensor([bool(text) for text in notes])[:, None] & kept.any(1, keepdim=True)
+            text_mask = text_mask & (mask.any(1, keepdim=True) | noted)
         return Condition(values, mask, tracers, None, text, text_mask).to(self.device)
 
     def _output(self, x: Tensor, example: Example) -> Tensor:
