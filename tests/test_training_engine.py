@@ -269,3 +269,18 @@ def test_what_parts_change_is_said(tmp_path, capsys):
 
     Loop(net, tight, spec(steps=1), tmp_path, shared="the alignment").run()
     assert "changes the alignment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_used_where_a_gpu_computes_in_it_and_not_where_it_is_emulated(monkeypatch, native):
+    from bids_petsynth.devices import fast_autocast
+
+    asked = []
+
+    def supported(including_emulation=True):
+        asked.append(including_emulation)
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch, "autocast", lambda device, dtype, enabled: enabled)
+    assert fast_autocast("cuda:0") is native and asked == [False]

@@ -37,7 +37,7 @@ from bids_petsynth.training.phases import choose_style, fit_autoencoder, styled
 from bids_petsynth.training.regional import train_regional
 from bids_petsynth.training.scaling import Spread
 from bids_petsynth.training.simulated import SimulatedGround
-from bids_petsynth.training.validation import evaluate, regional_spread
+from bids_petsynth.training.validation import WATCHED_CASES, HeldOut, evaluate, regional_spread, share_held_out
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -216,14 +216,17 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
     loop = Loop(objective.net, objective.loss, recipe.training, out, *more)
     if run.resume:
         loop.resume()
-    watched = ground.held_cases(2) if run.validate and first else []
+    held, stops = HeldOut([], []), recipe.training.patience if run.validate else 0
+    if first and run.validate:
+        # where nothing is decided by them, few are enough
+        held = share_held_out(ground.held_cases(None if stops else WATCHED_CASES), stops)
 
     def pause(state: State) -> float | None:
         average = replace(model, denoiser=loop.ema.denoiser)
         save_model(average, out / "model")
-        if not watched:
+        if not held.watched:
             return None
-        figures, _ = evaluate(Synthesizer(average, device, run.texts), watched, 2, recipe.grid.voxel_size)
+        figures, _ = evaluate(Synthesizer(average, device, run.texts), held.watched, 2, recipe.grid.voxel_size)
         line = {"step": state.step, "minutes": round(state.elapsed / 60, 1), "figures": figures}
         with (out / "validation.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -234,14 +237,15 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
         return None
     trained = replace(model, denoiser=loop.ema.denoiser)
     generator = Synthesizer(trained, device, run.texts)
-    figures, spread = evaluate(generator, ground.held_cases(), 4, recipe.grid.voxel_size)
+    reported = held.reported if stops else ground.held_cases()
+    figures, spread = evaluate(generator, reported, 4, recipe.grid.voxel_size)
     sensitivity = {}
     if model.regional is not None:
         people = ground.held_people()
         spread = regional_spread(generator, people)
         sensitivity = sensitivity_figures(generator, people.first(SENSITIVITY_PEOPLE))
     trained = replace(trained, spread=spread, ranges=ground.ranges(), surface=_normative(ground, recipe, run))
-    card = model_card(trained, ground, figures, sensitivity, loop.state.elapsed / 60, loop.state.step)
+    card = model_card(trained, ground, figures, sensitivity, loop.state.elapsed / 60, loop.state.step, held.note)
     trained = replace(trained, card=card)
     save_model(trained, out / "model")
     (out / "figures.json").write_text(json.dumps({"figures": figures, "spread": spread}, indent=2) + "\n")
