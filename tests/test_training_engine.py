@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import signal
@@ -284,3 +285,20 @@ def test_bfloat16_is_used_where_a_gpu_computes_in_it_and_not_where_it_is_emulate
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     monkeypatch.setattr(torch, "autocast", lambda device, dtype, enabled: enabled)
     assert fast_autocast("cuda:0") is native and asked == [False]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 2), (3, 4, 3), (4, 6, 4), (6, 7, 6)])
+def test_gradients_of_small_volumes_are_those_of_full_precision(shape):
+    from bids_petsynth.devices import fast_autocast
+
+    rng = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(24, 24, 3, 3, 3, generator=rng) / 30, torch.randn(2, 24, *shape, generator=rng)
+    there = torch.randn(2, 24, *shape, generator=rng)
+    gradients = []
+    for precise in (True, False):
+        mine = weight.clone().requires_grad_()
+        with fast_autocast("cpu", shape[:1]) if not precise else contextlib.nullcontext():
+            out = torch.nn.functional.conv3d(x, mine, padding=1)
+        out.float().backward(there)
+        gradients.append(mine.grad)
+    assert (gradients[1] - gradients[0]).norm() < 0.01 * gradients[0].norm()

@@ -106,6 +106,8 @@ class Objective:
         self.recipe, self.weights = model.recipe, model.recipe.losses
         self.process = build_process(model.recipe)
         self.net = Trained(model).to(device)
+        levels = len(model.recipe.network.channels)
+        self._extents = [model.recipe.latent_shape[0] >> level for level in range(levels)]
         self._units: dict[str, float] = {}
         #: What depends on how a batch is shared, see ``training.loop.Loop``.
         self.shared = ALIGNMENT_SHARED if self.weights.alignment else ""
@@ -207,7 +209,7 @@ class Objective:
 
     def _output(self, x: Tensor, example: Example) -> Tensor:
         def network(z: Tensor, t: Tensor) -> Tensor:
-            with fast_autocast(self.device):
+            with fast_autocast(self.device, self._extents):
                 return self.net.denoiser(z, t, example.sources, example.condition, example.painted)
 
         return self.process.output(network, x, example.t)

@@ -44,6 +44,7 @@ def fit_autoencoder(
     pool = Pool(ground.case, lambda volumes: volumes[:, None], *ground.pool, recipe.modalities)
     training = recipe.training.model_copy(update={"steps": spec.training_steps, "rate": spec.rate, "patience": 0})
     space.to(device)
+    extents = [recipe.grid.shape[0] >> level for level in range(len(spec.channels))]
     critic = None
     if spec.adversarial:
         from bids_petsynth.models.networks.discriminator import PatchDiscriminator
@@ -57,7 +58,7 @@ def fit_autoencoder(
 
     def loss(step: int, rng: Generator, share: Share) -> Tensor:
         volumes, noise = example(step, rng, share)
-        with fast_autocast(device):
+        with fast_autocast(device, extents):
             decoded, divergence = space.reconstructed(volumes, noise)
         total = F.l1_loss(decoded.float(), volumes) + spec.kl * divergence
         if critic is not None:
