@@ -8,7 +8,8 @@ import pytest
 import torch
 from models_small import small_recipe
 
-from bids_petsynth.training.loop import Loop, learning_rate, write_atomically
+from bids_petsynth.training.checkpoint import write_atomically
+from bids_petsynth.training.loop import Loop, learning_rate
 
 SPEC = small_recipe(training={"steps": 150, "rate": 0.1, "warmup": 4, "ema": 0.9, "weight_decay": 0.0}).training
 

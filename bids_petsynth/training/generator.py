@@ -28,9 +28,10 @@ from bids_petsynth.models.folder import Model, build_regional, load_model, save_
 from bids_petsynth.models.recipe import Recipe, load_recipe
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training.card import model_card, sensitivity_figures
+from bids_petsynth.training.checkpoint import write_atomically
 from bids_petsynth.training.ground import Ground
 from bids_petsynth.training.launch import launch
-from bids_petsynth.training.loop import Loop, State, write_atomically
+from bids_petsynth.training.loop import Loop, State
 from bids_petsynth.training.objective import Objective, split
 from bids_petsynth.training.pairs import Pool
 from bids_petsynth.training.phases import choose_style, fit_autoencoder, styled
@@ -216,6 +217,8 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
     loop = Loop(objective.net, objective.loss, recipe.training, out, *more)
     if run.resume:
         loop.resume()
+    if first:
+        _forget_after(out / "validation.jsonl", loop.state.step)
     held, stops = HeldOut([], []), recipe.training.patience if run.validate else 0
     if first and run.validate:
         # where nothing is decided by them, few are enough
@@ -250,6 +253,14 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
     save_model(trained, out / "model")
     (out / "figures.json").write_text(json.dumps({"figures": figures, "spread": spread}, indent=2) + "\n")
     return trained
+
+
+def _forget_after(lines: Path, step: int) -> None:
+    """Take away lines that an earlier run wrote after the step that training goes on from."""
+    if lines.exists():
+        whole = [line for line in lines.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        kept = "".join(line for line in whole if json.loads(line)["step"] <= step)
+        write_atomically(lines, lambda path: path.write_text(kept))
 
 
 def _normative(ground: Ground, recipe: Recipe, run: Run) -> bytes:

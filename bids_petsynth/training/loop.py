@@ -11,9 +11,7 @@ from __future__ import annotations
 import copy
 import csv
 import gc
-import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +23,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from bids_petsynth.errors import TrainingError
+from bids_petsynth.training.checkpoint import load_checkpoint, store_checkpoint, write_atomically
 
 if TYPE_CHECKING:  # the labelling networks train where torch is, without the recipes' libraries
     from lightning_fabric import Fabric
@@ -97,15 +96,6 @@ def learning_rate(spec: TrainingSpec, step: int, fraction: float) -> float:
 def step_generator(seed: int, step: int) -> Generator:
     """A generator of its own for every step, so that a resumed run draws the same numbers."""
     return Generator().manual_seed(seed * 1_000_003 + step)
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` make a file beside ``path``, flush it to disk, and put it in place."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    write(beside)
-    with beside.open("rb+") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 class Loop:
@@ -409,59 +399,3 @@ class Loop:
             kept = [",".join(LOG_COLUMNS) + "\n", *(",".join(row) for row in rows if int(row[0]) <= self.state.step)]
             write_atomically(log, lambda path: path.write_text("".join(kept)))
         return state is not None
-
-
-#: Networks beside the first one, each with its optimiser, by a name that the checkpoint knows them by.
-Others = Mapping[str, tuple[nn.Module, torch.optim.Optimizer]]
-
-
-def store_checkpoint(
-    folder: Path,
-    net: nn.Module,
-    ema: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    state: Mapping[str, float | None],
-    others: Others | None = None,
-) -> None:
-    """Write ``folder/checkpoint.safetensors``: one file, so that tensors and state cannot disagree after a crash."""
-    from safetensors.torch import save_file
-
-    tensors = {f"ema.{k}": v for k, v in ema.state_dict().items()}
-    for prefix, (module, its) in (("", (net, optimiser)), *((f"{n}.", pair) for n, pair in (others or {}).items())):
-        tensors |= {f"{prefix}net.{k}": v for k, v in module.state_dict().items()}
-        for index, moments in its.state_dict()["state"].items():
-            tensors |= {f"{prefix}optimiser.{index}.{k}": v for k, v in moments.items()}
-    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
-    about = {"state": json.dumps(state)}
-    write_atomically(folder / "checkpoint.safetensors", lambda path: save_file(tensors, path, metadata=about))
-
-
-def load_checkpoint(
-    folder: Path,
-    net: nn.Module,
-    ema: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    others: Others | None = None,
-) -> dict[str, float] | None:
-    """Take up what :func:`store_checkpoint` wrote, and return its state; None if there is no checkpoint."""
-    from safetensors import safe_open
-
-    path = folder / "checkpoint.safetensors"
-    if not path.exists():
-        return None
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        state = json.loads(file.metadata()["state"])
-
-    def under(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    ema.load_state_dict(under("ema."))
-    for prefix, (module, its) in (("", (net, optimiser)), *((f"{n}.", pair) for n, pair in (others or {}).items())):
-        module.load_state_dict(under(f"{prefix}net."))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in under(f"{prefix}optimiser.").items():
-            index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = value
-        its.load_state_dict({"state": moments, "param_groups": its.state_dict()["param_groups"]})
-    return state
