@@ -15,3 +15,7 @@ class InputError(PetsynthError):
 
 class ModelError(UsageError):
     """A model folder that is incomplete, damaged, or from a newer version of the software."""
+
+
+class TrainingError(PetsynthError):
+    """A training that cannot go on (exit code 1)."""

@@ -27,6 +27,20 @@ def small_recipe(**changes) -> Recipe:
     return Recipe.model_validate(data)
 
 
+def with_autoencoder(**changes) -> Recipe:
+    """:func:`small_recipe` with a tiny autoencoder, judged by a critic, in the codec's place."""
+    data = small_recipe(**changes).model_dump(mode="json")
+    data["space"] = {
+        "kind": "autoencoder",
+        "channels": [2, 4],
+        "groups": 2,
+        "latent_channels": 2,
+        "training_steps": 6,
+        "adversarial": 0.02,
+    }
+    return Recipe.model_validate(data)
+
+
 def small_model(recipe: Recipe | None = None, trained: bool = True) -> Model:
     """A model with random weights; ``trained`` gives the output layers weights too, so that all inputs matter."""
     recipe = recipe or small_recipe()

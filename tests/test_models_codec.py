@@ -93,7 +93,10 @@ def test_autoencoder_learns_and_has_the_codecs_interface():
         ((decoded - volumes).abs().mean() + 1e-6 * divergence).backward()
         optimiser.step()
     net.eval()
+    together, encode = [], net.encode
+    net.encode = lambda given: together.append(len(given)) or encode(given)
     net.fit_scale(volumes)
+    assert together == [1] * 4  # a volume's features fill the memory
     with torch.no_grad():
         latents = net.encode(volumes)
         found = net.decode(latents)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from models_small import small_recipe
 
+from bids_petsynth.errors import TrainingError
 from bids_petsynth.models.conditioning import fit_standardisation, record_matrix, standardise, tracer_index
 from bids_petsynth.models.recipe import RegionalSpec
 from bids_petsynth.models.regional import Condition, Painting, RegionalFlow, regional_means, representative
@@ -148,3 +149,36 @@ def test_representative_draws_have_the_mean_and_spread_of_all():
     torch.testing.assert_close(few.mean(0), many.mean(0))
     assert few.var(0).sum().item() == pytest.approx(many.var(0).sum().item(), rel=1e-4)
     assert torch.equal(representative(many, 1), many[:1])
+
+
+def few_people(n: int, value: float = 1.0) -> RegionalPeople:
+    """``n`` with AV45, one of them with FDG, nobody with AV1451."""
+    means = torch.full((n, 3, CLASSES), torch.nan)
+    means[:, 0] = value + 0.1 * torch.randn(n, CLASSES, generator=torch.Generator().manual_seed(0))
+    means[0, 1] = 1.3
+    return RegionalPeople(tuple({"age": 60.0 + k} for k in range(n)), means, torch.ones(n, CLASSES))
+
+
+def trained_on_few(people: RegionalPeople) -> RegionalFlow:
+    recipe = small_recipe()
+    torch.manual_seed(0)
+    spec = RegionalSpec(width=16, blocks=1, training_steps=20, rate=3e-3, volumes=True)
+    net = RegionalFlow(len(recipe.conditioning.variables), CLASSES, spec)
+    variables = fit_standardisation(record_matrix(people.records, recipe.conditioning.variables))
+    loss = train_regional(net, people, ("AV45", "FDG", "AV1451"), recipe.conditioning, variables, spec, seed=0)
+    assert np.isfinite(loss)
+    return net
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_a_tracer_of_one_person_leaves_the_flow_finite(n):
+    net = trained_on_few(few_people(n))
+    assert all(value.isfinite().all() for value in net.state_dict().values())
+    one, none = tracer_index("FDG"), tracer_index("AV1451")
+    assert torch.equal(net.mean[one], torch.full((CLASSES,), 1.3)) and torch.equal(net.sd[one], torch.ones(CLASSES))
+    assert torch.equal(net.mean[none], torch.zeros(CLASSES)) and torch.equal(net.sd[none], torch.ones(CLASSES))
+
+
+def test_a_regional_loss_that_is_not_finite_is_an_error():
+    with pytest.raises(TrainingError, match=r"regional flow.*not finite at step 1 of 20.*regional.rate"):
+        trained_on_few(few_people(5, value=3e38))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,13 @@ import torch
 from places import as_ours
 
 from bids_petsynth.cli.main import main
+from bids_petsynth.cli.train import split_with_tracers
+from bids_petsynth.errors import UsageError
 from bids_petsynth.models.folder import load_model, training_ranges
+from bids_petsynth.models.recipe import load_recipe
 from bids_petsynth.models.synthesizer import Synthesizer
+from bids_petsynth.training.real import Stored
+from bids_petsynth.training.site import describe
 
 
 def table(out: Path) -> list[dict[str, str]]:
@@ -134,3 +140,49 @@ def test_too_few_people_get_a_sentence(site, tmp_path, capsys):
     some = [folder.name for folder in folders]
     assert main([str(copy), str(tmp_path / "out"), "train", "--participant-label", *some]) == 2
     assert "Only 1 participants" in capsys.readouterr().err
+
+
+def crowd(*scanned: str) -> list[Stored]:
+    """People with these tracers each."""
+    return [
+        Stored(f"{n:02d}", Path(f"h{n}"), {t: Path(f"{n}{t}") for t in tracers.split()}, {})
+        for n, tracers in enumerate(scanned)
+    ]
+
+
+def test_a_tracer_of_a_single_person_is_left_out_and_said():
+    people = crowd(*["AV45"] * 8, "FDG", "AV45 AV1451", "AV45 FDG")
+    inside, outside, lone = split_with_tracers(people, 0.3, 0)
+    assert "AV1451" in lone and "had it" in lone["AV1451"] and "--held-out" in lone["AV1451"]
+    everyone = {stored.participant for stored in (*inside, *outside)}
+    for tracer in {t for stored in inside for t in stored.scans}:
+        assert tracer not in lone and sum(tracer in stored.scans for stored in inside) >= 2
+    # nobody is lost but those who had nothing else
+    assert everyone >= {f"{n:02d}" for n in range(8)} | {"09", "10"} and outside and inside
+    # two scans of one person do not tell how people differ either
+    twice = [*crowd(*["AV45"] * 6), *[replace(crowd("FDG")[0], participant="x")] * 2]
+    assert set(split_with_tracers(twice, 0.2, 0)[2]) == {"FDG"}
+
+
+def test_where_no_tracer_has_two_people_each_is_named():
+    with pytest.raises(UsageError, match=r"AV45 is left out.*FDG is left out|FDG is left out.*AV45 is left out"):
+        split_with_tracers(crowd("AV45", "FDG", "AV1451", "FBB"), 0.2, 0)
+
+
+def test_a_share_that_leaves_nobody_to_train_on_gets_a_sentence(site, tiny_recipe, trained_site, tmp_path, capsys):
+    with pytest.raises(UsageError, match=r"--held-out 0.95 keeps 5 of 5 participants out"):
+        split_with_tracers(crowd(*["AV45"] * 5), 0.95, 0)
+    out = tmp_path / "out"
+    for part in ("heads", "scans"):
+        shutil.copytree(trained_site / "models" / "ours-training" / part, out / "models" / "ours-training" / part)
+    command = [str(site), str(out), "train", "--recipe", str(tiny_recipe), "--name", "ours", "--held-out", ".95"]
+    assert main(command) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("bids-petsynth: --held-out 0.95 keeps 6 of 6 participants out") and told.endswith(".")
+
+
+def test_the_card_counts_the_t1w_of_everyone_where_t1w_are_drawn():
+    recipe = load_recipe("acadiff")
+    told = describe(crowd("AV45", "FDG", "AV45 FDG"), crowd("FDG"), recipe, "none")
+    assert "Trained on 3 people; 2 AV45 scans, 2 FDG scans, 3 T1w scans" in told
+    assert "1 people; 0 AV45 scans, 1 FDG scans, 1 T1w scans" in told

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import math
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,9 @@ import pytest
 import torch
 from models_small import small_recipe
 from safetensors.torch import load_file
+from train_line import SPOILT
 
+from bids_petsynth.errors import TrainingError
 from bids_petsynth.training.launch import processes
 from bids_petsynth.training.loop import Loop, Player, Share
 
@@ -54,7 +59,9 @@ def test_two_processes_give_the_curve_of_one(tmp_path):
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
     # sums of gradients are rounded in another order
     np.testing.assert_allclose(two, one, rtol=0, atol=2e-5)
-    assert len(one) == 12 and one[-1] < one[0]
+    assert len(one) == 12 and one[-1] < one[0] and np.flatnonzero(np.isnan(one)).tolist() == [SPOILT]
+    # the first process may prepare scans for hours while the others wait
+    assert float((tmp_path / "two" / "patience.txt").read_text()) >= 12 * 3600
 
 
 def test_a_killed_run_goes_on_to_the_same_end(tmp_path):
@@ -91,6 +98,83 @@ def test_short_of_memory_it_goes_on_in_parts_and_says_so(tmp_path, capsys):
     assert loop.state.parts == 4
     torch.testing.assert_close(nets[1].weight, nets[0].weight, rtol=1e-4, atol=1e-5)
     assert capsys.readouterr().err.count("Out of memory") == 2
+
+
+@pytest.mark.parametrize("whose", ["network", "critic"])
+def test_a_step_tried_again_has_the_memory_of_the_failed_one(tmp_path, whose):
+    torch.manual_seed(0)
+    net, critic = torch.nn.Linear(3, 1), torch.nn.Linear(1, 1)
+    held, dead = [], []
+
+    def tight(share, made):
+        if share.count(6) > 3:
+            held.append(weakref.ref(made))
+            try:
+                raise torch.OutOfMemoryError("no room for it")
+            except torch.OutOfMemoryError:
+                raise torch.OutOfMemoryError("nor for handling that") from None
+        dead.extend(ref() is None for ref in held)
+
+    def loss(step, rng, share):
+        made = net(torch.randn(6, 3, generator=rng)[share.of(6)])
+        if whose == "network":
+            tight(share, made)
+        return made.square().mean()
+
+    def judge(step, rng, share):
+        made = critic(net(torch.randn(6, 3, generator=rng)[share.of(6)]).detach())
+        if whose == "critic":
+            tight(share, made)
+        return made.square().mean()
+
+    Loop(net, loss, spec(steps=1), tmp_path, critic=Player(critic, judge, 0.01)).run()
+    assert len(held) == 1 and dead == [True, True]
+
+
+@pytest.mark.parametrize("which", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_left_out_and_said(tmp_path, capsys, which):
+    def trained(folder, bad):
+        torch.manual_seed(0)
+        net = torch.nn.Linear(3, 1)
+
+        def loss(step, rng, share):
+            value = line(net)(step, rng, share)
+            if step != bad:
+                return value
+            # the square root's slope at 0 is infinite, its value is not
+            return value * math.nan if which == "loss" else value + (net.weight.sum() * 0).sqrt()
+
+        loop = Loop(net, loss, spec(steps=8), tmp_path / folder, phase="autoencoder")
+        for _ in range(5):
+            loop._step()
+        return loop
+
+    skipping = trained("skipping", 4)
+    assert (skipping.state.step, skipping.state.skipped, skipping.state.in_row) == (5, 1, 1)
+    told = capsys.readouterr().err
+    assert told.count("skipped") == 1 and "autoencoder" in told and "step 5" in told
+    # the weights are those of the four steps before
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 1)
+    four = Loop(net, line(net), spec(steps=8), tmp_path / "four")
+    for _ in range(4):
+        four._step()
+    assert torch.equal(skipping.net.weight, four.net.weight) and torch.equal(skipping.ema.weight, four.ema.weight)
+    skipping.run(every=1)
+    assert skipping.state.in_row == 0 and skipping.state.skipped == 1
+    assert np.isfinite(curve(tmp_path / "skipping")).all() and torch.isfinite(skipping.net.weight).all()
+
+
+def test_many_steps_in_a_row_that_are_not_finite_are_an_error(tmp_path):
+    net = torch.nn.Linear(3, 1)
+
+    def loss(step, rng, share):
+        return line(net)(step, rng, share) * (math.inf if step >= 3 else 1)
+
+    loop = Loop(net, loss, spec(steps=200), tmp_path, phase="pre-training")
+    with pytest.raises(TrainingError, match=r"pre-training.*20 steps in a row.*step 23.*learning rate"):
+        loop.run()
+    assert torch.isfinite(net.weight).all()
 
 
 def test_no_room_for_a_single_example_is_an_error(tmp_path):
@@ -174,3 +258,47 @@ def test_what_was_started_together(monkeypatch, environment, expected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert processes() == expected
+
+
+def test_what_parts_change_is_said(tmp_path, capsys):
+    net = torch.nn.Linear(3, 1)
+
+    def tight(step, rng, share):
+        if share.count(6) > 3:
+            raise torch.OutOfMemoryError("no room")
+        return line(net)(step, rng, share)
+
+    Loop(net, tight, spec(steps=1), tmp_path, shared="the alignment").run()
+    assert "changes the alignment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_used_where_a_gpu_computes_in_it_and_not_where_it_is_emulated(monkeypatch, native):
+    from bids_petsynth.devices import fast_autocast
+
+    asked = []
+
+    def supported(including_emulation=True):
+        asked.append(including_emulation)
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch, "autocast", lambda device, dtype, enabled: enabled)
+    assert fast_autocast("cuda:0") is native and asked == [False]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 2), (3, 4, 3), (4, 6, 4), (6, 7, 6)])
+def test_gradients_of_small_volumes_are_those_of_full_precision(shape):
+    from bids_petsynth.devices import fast_autocast
+
+    rng = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(24, 24, 3, 3, 3, generator=rng) / 30, torch.randn(2, 24, *shape, generator=rng)
+    there = torch.randn(2, 24, *shape, generator=rng)
+    gradients = []
+    for precise in (True, False):
+        mine = weight.clone().requires_grad_()
+        with fast_autocast("cpu", shape[:1]) if not precise else contextlib.nullcontext():
+            out = torch.nn.functional.conv3d(x, mine, padding=1)
+        out.float().backward(there)
+        gradients.append(mine.grad)
+    assert (gradients[1] - gradients[0]).norm() < 0.01 * gradients[0].norm()

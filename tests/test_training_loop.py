@@ -8,7 +8,8 @@ import pytest
 import torch
 from models_small import small_recipe
 
-from bids_petsynth.training.loop import Loop, learning_rate, write_atomically
+from bids_petsynth.training.checkpoint import write_atomically
+from bids_petsynth.training.loop import Loop, learning_rate
 
 SPEC = small_recipe(training={"steps": 150, "rate": 0.1, "warmup": 4, "ema": 0.9, "weight_decay": 0.0}).training
 
@@ -54,9 +55,43 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     assert torch.equal(second.ema.weight, whole.ema.weight)
 
 
+def test_the_log_goes_on_as_if_nothing_had_happened(tmp_path):
+    """A checkpoint between two lines of the log keeps what the next one is the mean of."""
+    logs = []
+    for stop in (None, 37):
+        net, loss, _ = problem()
+        loop = Loop(net, loss, SPEC, tmp_path / str(stop))
+
+        def pause(state, stop=stop):
+            if state.step == stop:
+                raise KeyboardInterrupt
+
+        if stop is not None:
+            with pytest.raises(KeyboardInterrupt):
+                loop.run(every=50, pause=pause, pause_minutes=0.0)
+            net, loss, _ = problem()
+            loop = Loop(net, loss, SPEC, tmp_path / str(stop))
+            assert loop.resume() and loop.state.step == stop - 1
+        loop.run(every=50)
+        with (tmp_path / str(stop) / "log.csv").open() as file:
+            logs.append([(row["step"], row["loss"]) for row in csv.DictReader(file)])
+    assert logs[0] == logs[1] and len(logs[0]) == 3
+
+
 def test_nothing_to_resume(tmp_path):
     net, loss, _ = problem()
     assert not Loop(net, loss, SPEC, tmp_path).resume()
+
+
+@pytest.mark.parametrize("left", ["step,minutes,loss,rate\n50,0.01,3.0,0.1\n100,0.02,2.0,0.1\n15", "step,min", ""])
+def test_what_a_run_killed_before_its_first_checkpoint_logged_is_superseded(tmp_path, left):
+    (tmp_path / "log.csv").write_text(left)
+    net, loss, _ = problem()
+    loop = Loop(net, loss, SPEC, tmp_path)
+    assert not loop.resume()
+    loop.run(every=50)
+    with (tmp_path / "log.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [50, 100, 150]
 
 
 def test_rate_warms_up_and_decays():

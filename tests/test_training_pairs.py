@@ -163,7 +163,6 @@ def test_spread_factor_finds_how_much_too_narrow_the_draws_are(ratio):
 def test_a_tiny_run_trains_resumes_and_writes_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr("bids_petsynth.training.simulated.CALIBRATION_PEOPLE", 2)
     monkeypatch.setattr("bids_petsynth.training.simulated.FIRST_PEOPLE", 2)
-    monkeypatch.setattr("bids_petsynth.training.generator.STANDARDISED_PEOPLE", 2)
     monkeypatch.setattr("bids_petsynth.training.simulated.RANGE_PEOPLE", 3)
     monkeypatch.setattr("bids_petsynth.training.simulated.NORMAL_PEOPLE", 0)  # these heads have no cortex to speak of
     arrays = save(phantom_heads(), tmp_path / "heads.npz")

@@ -6,9 +6,10 @@ import argparse
 import re
 import shutil
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bids_petsynth.cli.common import (
     Parser,
@@ -27,8 +28,11 @@ from bids_petsynth.cli.common import (
 )
 from bids_petsynth.errors import UsageError
 
-#: Participants with usable pairs below which nothing is trained.
-LEAST_PEOPLE = 4
+if TYPE_CHECKING:
+    from bids_petsynth.training.real import Stored
+
+#: Participants with usable pairs below which nothing is trained; people to train on below which a tracer is left out.
+LEAST_PEOPLE, LEAST_OF_TRACER = 4, 2
 #: What a training leaves in its folder besides what was prepared for it.
 LEFT_BY_TRAINING = (
     "autoencoder",
@@ -111,7 +115,6 @@ def run(arguments: argparse.Namespace) -> int:
     from bids_petsynth.reports.training import pairs_page
     from bids_petsynth.training import generator
     from bids_petsynth.training.launch import launch
-    from bids_petsynth.training.real import split_people
     from bids_petsynth.training.site import (
         Preparation,
         SiteGround,
@@ -130,6 +133,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable(arguments.output_dir)
     models = arguments.output_dir / "models"
     folder, working = models / name, models / f"{name}-training"
+    if start is not None:
+        if folder.resolve() == start.resolve():
+            raise UsageError(f"The adapted model would replace {start}, which it begins with; give it another --name.")
+        generator.check_start(recipe, load_model(start), start)
     bids_dir = arguments.bids_dir.resolve()
     cases = find_requested(arguments, bids_dir, {})
     filters = filters_of(arguments)
@@ -160,21 +167,31 @@ def run(arguments: argparse.Namespace) -> int:
         fabric.barrier()
     people, rows = prepare(pairs, recipe, read, how, say if first else lambda line: None)
     unpaired = heads_without_pet(cases, pairs, recipe, how, say) if recipe.pretraining else []
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    if first:
+
+    def tell_pairs() -> None:
+        columns = list(dict.fromkeys(column for row in rows for column in row))
         write_bytes(working / "pairs.tsv", tsv_text(rows, columns).encode())
         write_bytes(working / "pairs.html", pairs_page(name, rows).encode())
-    used = sorted({tracer for stored in people for tracer in stored.scans}, key=tracers.index)
+
+    if first:
+        tell_pairs()
     count = len({stored.participant for stored in people})
     if count < LEAST_PEOPLE:
         raise UsageError(
             f"Only {count} participants have a T1w with a usable PET scan, and at least {LEAST_PEOPLE} are needed; "
             f"{working / 'pairs.tsv'} tells why scans were left out."
         )
+    inside, outside, lone = split_with_tracers(people, arguments.held_out, arguments.random_seed)
+    for row in rows:
+        if row["status"] == "used" and row["tracer"] in lone:
+            row |= {"status": "left out", "reason": lone[row["tracer"]]}
+    if first and lone:
+        tell_pairs()
+        say("\n".join(lone.values()))
+    used = sorted({tracer for stored in inside for tracer in stored.scans}, key=tracers.index)
     training = recipe.training.model_copy(update={"seed": arguments.random_seed})
     drawn = (*used, *(other for other in recipe.tracers if not is_pet(other)))
     recipe = recipe.model_copy(update={"name": name, "tracers": drawn, "training": training})
-    inside, outside = split_people(people, arguments.held_out, arguments.random_seed)
     about = describe(inside, outside, recipe, arguments.licence)
     ground = SiteGround(inside, outside, recipe, about, arguments.command, tuple(unpaired))
     content = [recipe.model_dump(mode="json"), inside, outside, unpaired, start and load_model(start).fingerprint]
@@ -209,6 +226,50 @@ def run(arguments: argparse.Namespace) -> int:
     left = sum(row["status"] != "used" for row in rows)
     print(f"Model {folder} written ({len(rows) - left} scans used, {left} left out); read its MODEL_CARD.md.")
     return 0
+
+
+def split_with_tracers(
+    people: Sequence[Stored], held_out: float, seed: int
+) -> tuple[list[Stored], list[Stored], dict[str, str]]:
+    """People to train on, people held out, and a sentence for every tracer that too few of the first were scanned with.
+
+    Scans of those tracers are taken away from everyone, and the rest are split again.
+
+    Raises
+    ------
+    UsageError
+        If too few people are left to train on.
+    """
+    from bids_petsynth.training.real import split_people
+
+    lone: dict[str, str] = {}
+    while True:
+        everyone = {stored.participant for stored in people}
+        inside, outside = split_people(people, held_out, seed) if len(everyone) > 1 else ([], [])
+        count = {tracer: set() for stored in people for tracer in stored.scans}
+        for stored in inside:
+            for tracer in stored.scans:
+                count[tracer].add(stored.participant)
+        training = {stored.participant for stored in inside}
+        if lone and not people:
+            raise UsageError(" ".join(lone.values()))
+        if len(training) < LEAST_OF_TRACER:
+            without = f" without {', '.join(lone)}" if lone else ""
+            raise UsageError(
+                f"--held-out {held_out:g} keeps {len(everyone - training)} of {len(everyone)} participants{without} "
+                f"out of training and leaves {len(training)}, of at least {LEAST_OF_TRACER} that are needed; lower it, "
+                "or give the dataset more scans."
+            )
+        few = {tracer: len(who) for tracer, who in count.items() if len(who) < LEAST_OF_TRACER}
+        if not few:
+            return inside, outside, lone
+        for tracer, n in few.items():
+            lone[tracer] = (
+                f"{tracer} is left out, because {n or 'none'} of the people to train on had it and at least "
+                f"{LEAST_OF_TRACER} are needed to learn how people differ; lower --held-out, or add scans of it."
+            )
+        kept = [replace(stored, scans={t: v for t, v in stored.scans.items() if t not in few}) for stored in people]
+        people = [stored for stored in kept if stored.scans]
 
 
 def start_over_if_changed(working: Path, key: str) -> bool:

@@ -61,7 +61,8 @@ class Autoencoder(nn.Module):
     def fit_scale(self, volumes: Tensor) -> None:
         """Set ``scale`` so that the latents of ``volumes`` have a standard deviation of 1."""
         self.scale.fill_(1.0)
-        self.scale.fill_(1 / self.encode(volumes).std().item())
+        # one at a time: a whole volume's features fill the memory
+        self.scale.fill_(1 / torch.cat([self.encode(one[None]) for one in volumes]).std().item())
 
 
 def build_space(recipe: Recipe) -> BandLimitedCodec | Autoencoder:

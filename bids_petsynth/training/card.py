@@ -43,8 +43,9 @@ def model_card(
     sensitivity: Mapping[str, Mapping[str, tuple[float, float]]],
     minutes: float,
     steps: int,
+    note: str = "",
 ) -> str:
-    """``MODEL_CARD.md`` filled from the run."""
+    """``MODEL_CARD.md`` filled from the run; ``note`` tells whose the figures are."""
     recipe = model.recipe
     rows = [
         f"| {tracer} | {f['mae']:.3f} | {f['mae_of_mean']:.3f} | {f['bias']:+.3f} | {f['voxel_r']:.3f} | "
@@ -80,7 +81,7 @@ Regional SUVR over all regions; the baseline predicts every region's mean over t
 |---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-{ground.figures_note}
+{" ".join(filter(None, (ground.figures_note, note)))}
 {_sensitivity_table(sensitivity)}
 
 ## Training

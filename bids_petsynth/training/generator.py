@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
@@ -27,21 +28,23 @@ from bids_petsynth.models.folder import Model, build_regional, load_model, save_
 from bids_petsynth.models.recipe import Recipe, load_recipe
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training.card import model_card, sensitivity_figures
+from bids_petsynth.training.checkpoint import write_atomically
 from bids_petsynth.training.ground import Ground
 from bids_petsynth.training.launch import launch
-from bids_petsynth.training.loop import Loop, State, write_atomically
+from bids_petsynth.training.loop import Loop, State
 from bids_petsynth.training.objective import Objective, split
 from bids_petsynth.training.pairs import Pool
 from bids_petsynth.training.phases import choose_style, fit_autoencoder, styled
 from bids_petsynth.training.regional import train_regional
+from bids_petsynth.training.scaling import Spread
 from bids_petsynth.training.simulated import SimulatedGround
-from bids_petsynth.training.validation import evaluate, regional_spread
+from bids_petsynth.training.validation import WATCHED_CASES, HeldOut, evaluate, regional_spread, share_held_out
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-#: Cases whose latents are standardised, and held-out people with whom the card's sensitivity is measured.
-STANDARDISED_PEOPLE, SENSITIVITY_PEOPLE = 12, 60
+#: Held-out people with whom the card's sensitivity is measured.
+SENSITIVITY_PEOPLE = 60
 
 
 @dataclass(frozen=True)
@@ -83,30 +86,29 @@ class Run:
 
 
 def build_model(recipe: Recipe, pool: Pool, ground: Ground, space: torch.nn.Module, text_encoder: str = "") -> Model:
-    """An untrained model with the standardisation fitted to the first cases."""
+    """An untrained model, standardised by all scans that the pool begins with: a site's own are all of them."""
+    everyone = pool.numbers(0).stop
+    classes = next(pool.people(everyone)).labels.shape[1]
+    torch.manual_seed(recipe.training.seed)
+    net, regional = build_denoiser(recipe, classes), build_regional(recipe, classes)
+    spreads: dict[str, Spread] = defaultdict(Spread)
     with torch.no_grad():
-        examples = list(pool.people(min(STANDARDISED_PEOPLE, pool.numbers(0).stop)))
-        classes = examples[0].labels.shape[1]
-        torch.manual_seed(recipe.training.seed)
-        net = build_denoiser(recipe, classes)
-        data: dict[str, list[torch.Tensor]] = {}
-        for batch in examples:
+        for batch in pool.people(everyone):
             latents = batch.latents
             if recipe.regional is not None:
                 latents = split(net, latents, net.prepare(batch.t1w, batch.labels))[0]
             for name, one in zip(batch.tracers, latents, strict=True):
-                data.setdefault(name, []).append(one)
+                spreads[name].add(one)
             for place, name in enumerate(recipe.conditioning.sources):
                 if name not in recipe.tracers and batch.there[0, place]:
-                    data.setdefault(name, []).append(batch.given[0, place])
-    drawn = [one for name in recipe.tracers for one in data.get(name, [])]
-    shared = _spread(torch.stack(drawn), "standard")
+                    spreads[name].add(batch.given[0, place])
+    shared = Spread.together(spreads[name] for name in recipe.tracers if name in spreads).pair("standard")
     # what is drawn beside a painting is alike in all tracers; modalities of other units are not
     own = recipe.normalisation == "minmax" or bool(recipe.conditioning.sources) or "T1w" in recipe.tracers
     return Model(
         recipe=recipe,
         denoiser=net,
-        regional=build_regional(recipe, classes),
+        regional=regional,
         space=space,
         latent_mean=shared[0],
         latent_sd=shared[1],
@@ -115,36 +117,34 @@ def build_model(recipe: Recipe, pool: Pool, ground: Ground, space: torch.nn.Modu
         version=date.today().isoformat(),
         heads=ground.names,
         demonstration=ground.demonstration,
-        scaling={name: _spread(torch.stack(v), recipe.normalisation) for name, v in data.items()} if own else {},
+        scaling={name: spread.pair(recipe.normalisation) for name, spread in spreads.items()} if own else {},
         text_encoder=text_encoder,
     )
 
 
-def _spread(latents: torch.Tensor, normalisation: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per channel mean and SD, or middle and half width of the range, so that data lie in [-1, 1]."""
-    if normalisation == "minmax":
-        low, high = latents.amin((0, 2, 3, 4)), latents.amax((0, 2, 3, 4))
-        return tuple(((low + high) / 2).tolist()), tuple(((high - low) / 2).clamp(min=1e-4).tolist())
-    return tuple(latents.mean((0, 2, 3, 4)).tolist()), tuple(latents.std((0, 2, 3, 4)).clamp(min=1e-4).tolist())
+def check_start(recipe: Recipe, other: Model, folder: Path, text_encoder: str | None = None) -> None:
+    """Raise UsageError if a training of ``recipe`` cannot begin with ``other``, the model in ``folder``.
 
-
-def start_from(model: Model, folder: Path) -> Model:
-    """The model with another's weights and standardisation.
-
-    Raises
-    ------
-    UsageError
-        If the two are not built alike.
+    ``text_encoder`` is the identity of the encoder of texts that is trained with; None leaves it unasked.
     """
-    other = load_model(folder)
     parts = ("grid", "space", "process", "regional", "network", "conditioning", "normalisation")
-    for part in parts:
-        mine, its = getattr(model.recipe, part), getattr(other.recipe, part)
-        if mine != its:
-            raise UsageError(
-                f"The model {folder} has another `{part}` than the recipe {model.recipe.name}; give --recipe "
-                f"{folder / 'recipe.toml'}, or leave --init-from out."
-            )
+    differ = [part for part in parts if getattr(recipe, part) != getattr(other.recipe, part)]
+    if bool(recipe.losses.alignment) != bool(other.recipe.losses.alignment):
+        differ.append("losses.alignment")
+    if differ:
+        raise UsageError(
+            f"The model {folder} has another `{differ[0]}` than the recipe {recipe.name}; give --recipe "
+            f"{folder / 'recipe.toml'}, or leave --init-from out."
+        )
+    if text_encoder is not None and other.text_encoder != text_encoder:
+        raise UsageError(
+            f"The model {folder} was trained with the text encoder {other.text_encoder or 'none'}, and this training "
+            f"reads with {text_encoder or 'none'}; give the same with --text-encoder, or leave --init-from out."
+        )
+
+
+def start_from(model: Model, other: Model) -> Model:
+    """The model with the weights and the standardisation of another that is built alike (see :func:`check_start`)."""
     model.denoiser.load_state_dict(other.denoiser.state_dict())
     model.space.load_state_dict(other.space.state_dict())
     if model.regional is not None:
@@ -172,51 +172,64 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
     out.mkdir(parents=True, exist_ok=True)
     if recipe.conditioning.text is not None and run.texts is None:
         raise UsageError(f"The recipe {recipe.name} reads texts, and nothing was given that does.")
+    text_encoder = run.texts.encoder.identity if run.texts else ""
+    start = None
+    if run.start is not None:
+        start = load_model(run.start)
+        check_start(recipe, start, run.start, text_encoder)
     space = build_space(recipe)
-    minutes = _phase_minutes(recipe, run.minutes)
+    minutes = _phase_minutes(recipe, run.minutes, adapted=start is not None)
     if isinstance(space, Autoencoder):
         torch.manual_seed(recipe.training.seed)
         space = build_space(recipe)
-        if run.start is not None:
-            space.load_state_dict(load_model(run.start).space.state_dict())
+        if start is not None:
+            space.load_state_dict(start.space.state_dict())
         else:
             more = (run.resume, fabric, run.report)
             fit_autoencoder(space, recipe, ground, out / "autoencoder", minutes["autoencoder"], *more)
     modalities = recipe.tracers, recipe.conditioning.sources
-    pool = Pool(ground.case, space.encode, *ground.pool, *modalities)
-    model = build_model(recipe, pool, ground, space, run.texts.encoder.identity if run.texts else "")
-    if run.start is not None:
-        model = start_from(model, run.start)
+    space.to(device).requires_grad_(False).eval()
+    pool = Pool(ground.case, on_device(space, device), *ground.pool, *modalities)
+    model = build_model(recipe, pool, ground, space, text_encoder)
+    if start is not None:
+        model = start_from(model, start)
     if model.regional is not None:
         if first:
             fit_regional(model, ground, out / "regional.safetensors", run)
         fabric.barrier()
         if not first:
             _load_regional(model, out / "regional.safetensors")
-    model.space.to(device)
-    if recipe.pretraining is not None and run.start is None:
+    if recipe.pretraining is not None and start is None:
         transfer = choose_style(recipe, run.vgg19, device)
-        images = Pool(styled(ground, transfer), space_encode(model, device), *ground.pool, *modalities)
+        images = Pool(styled(ground, transfer), on_device(space, device), *ground.pool, *modalities)
         spec = recipe.training.model_copy(update={"steps": recipe.pretraining.steps, "patience": 0})
         before = Objective(model, images, device, run.texts)
-        loop = Loop(before.net, before.loss, spec, out / "pretraining", minutes["pretraining"], fabric, before.critic)
+        more = (minutes["pretraining"], fabric, before.critic, "pre-training", before.shared)
+        loop = Loop(before.net, before.loss, spec, out / "pretraining", *more)
         if run.resume:
             loop.resume()
         loop.run(every=20, report=lambda line: run.report(f"pre-training: {line}"))
         model.denoiser.load_state_dict(loop.ema.denoiser.state_dict())
-    pool.encode_with(space_encode(model, device))
     objective = Objective(model, pool, device, run.texts)
-    loop = Loop(objective.net, objective.loss, recipe.training, out, minutes["paired"], fabric, objective.critic)
+    if first and objective.shared and fabric.world_size > 1:
+        run.report(f"{fabric.world_size} processes share each batch, which changes {objective.shared}")
+    more = (minutes["paired"], fabric, objective.critic, "paired training", objective.shared)
+    loop = Loop(objective.net, objective.loss, recipe.training, out, *more)
     if run.resume:
         loop.resume()
-    watched = ground.held_cases(2) if run.validate and first else []
+    if first:
+        _forget_after(out / "validation.jsonl", loop.state.step)
+    held, stops = HeldOut([], []), recipe.training.patience if run.validate else 0
+    if first and run.validate:
+        # where nothing is decided by them, few are enough
+        held = share_held_out(ground.held_cases(None if stops else WATCHED_CASES), stops)
 
     def pause(state: State) -> float | None:
         average = replace(model, denoiser=loop.ema.denoiser)
         save_model(average, out / "model")
-        if not watched:
+        if not held.watched:
             return None
-        figures, _ = evaluate(Synthesizer(average, device, run.texts), watched, 2, recipe.grid.voxel_size)
+        figures, _ = evaluate(Synthesizer(average, device, run.texts), held.watched, 2, recipe.grid.voxel_size)
         line = {"step": state.step, "minutes": round(state.elapsed / 60, 1), "figures": figures}
         with (out / "validation.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -227,18 +240,27 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
         return None
     trained = replace(model, denoiser=loop.ema.denoiser)
     generator = Synthesizer(trained, device, run.texts)
-    figures, spread = evaluate(generator, ground.held_cases(), 4, recipe.grid.voxel_size)
+    reported = held.reported if stops else ground.held_cases()
+    figures, spread = evaluate(generator, reported, 4, recipe.grid.voxel_size)
     sensitivity = {}
     if model.regional is not None:
         people = ground.held_people()
         spread = regional_spread(generator, people)
         sensitivity = sensitivity_figures(generator, people.first(SENSITIVITY_PEOPLE))
     trained = replace(trained, spread=spread, ranges=ground.ranges(), surface=_normative(ground, recipe, run))
-    card = model_card(trained, ground, figures, sensitivity, loop.state.elapsed / 60, loop.state.step)
+    card = model_card(trained, ground, figures, sensitivity, loop.state.elapsed / 60, loop.state.step, held.note)
     trained = replace(trained, card=card)
     save_model(trained, out / "model")
     (out / "figures.json").write_text(json.dumps({"figures": figures, "spread": spread}, indent=2) + "\n")
     return trained
+
+
+def _forget_after(lines: Path, step: int) -> None:
+    """Take away lines that an earlier run wrote after the step that training goes on from."""
+    if lines.exists():
+        whole = [line for line in lines.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        kept = "".join(line for line in whole if json.loads(line)["step"] <= step)
+        write_atomically(lines, lambda path: path.write_text(kept))
 
 
 def _normative(ground: Ground, recipe: Recipe, run: Run) -> bytes:
@@ -256,18 +278,17 @@ def _normative(ground: Ground, recipe: Recipe, run: Run) -> bytes:
     return to_bytes(sets) if sets else b""
 
 
-def space_encode(model: Model, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The space's encoder for volumes on the CPU."""
-    return lambda volumes: model.space.encode(volumes.to(device)).cpu()
+def on_device(space: torch.nn.Module, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The space's encoder, which is on ``device``, for volumes on the CPU."""
+    return lambda volumes: space.encode(volumes.to(device)).cpu()
 
 
-def _phase_minutes(recipe: Recipe, minutes: float | None) -> dict[str, float | None]:
-    """The time of each phase, shared by their numbers of steps."""
-    steps = {
-        "autoencoder": getattr(recipe.space, "training_steps", 0),
-        "pretraining": recipe.pretraining.steps if recipe.pretraining else 0,
-        "paired": recipe.training.steps,
-    }
+def _phase_minutes(recipe: Recipe, minutes: float | None, adapted: bool) -> dict[str, float | None]:
+    """The time of each phase, shared by their numbers of steps; an adapted model has the last one alone."""
+    steps = {"autoencoder": 0, "pretraining": 0, "paired": recipe.training.steps}
+    if not adapted:
+        steps["autoencoder"] = getattr(recipe.space, "training_steps", 0)
+        steps["pretraining"] = recipe.pretraining.steps if recipe.pretraining else 0
     total = sum(steps.values())
     return {name: None if minutes is None else minutes * n / total for name, n in steps.items()}
 

@@ -27,7 +27,7 @@ from bids_petsynth.anatomy.network import LABEL_SHAPE, LABEL_SPACING, UNet, labe
 from bids_petsynth.anatomy.regions import n_classes, regions
 from bids_petsynth.folding import fold
 from bids_petsynth.training.augment import Pose, most_common, on_grid, random_head
-from bids_petsynth.training.loop import load_checkpoint, store_checkpoint
+from bids_petsynth.training.checkpoint import load_checkpoint, store_checkpoint
 
 #: Heads that no training here ever sees: two men and three women from 52 to 74 years.
 UNSEEN = ("IXI212", "IXI274", "IXI353", "IXI481", "IXI603")

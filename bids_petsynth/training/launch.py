@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+#: How long processes wait for each other: one may prepare scans or train alone for hours.
+PATIENCE = timedelta(hours=24)
 
 
 def processes() -> tuple[int, int]:
@@ -29,6 +33,7 @@ def launch(device: str) -> Fabric:
     Arithmetic stays that of the caller (``devices.fast_autocast``): this is about devices and messages alone.
     """
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
 
     # it guesses at how one may want to start it
     warnings.filterwarnings("ignore", message=".*srun.* command is available.*")
@@ -39,7 +44,7 @@ def launch(device: str) -> Fabric:
         accelerator="gpu" if kind == "cuda" else "cpu",
         devices=one if local == 1 else local,
         num_nodes=nodes,
-        strategy="ddp" if nodes * local > 1 else "auto",
+        strategy=DDPStrategy(timeout=PATIENCE) if nodes * local > 1 else "auto",
     )
     fabric.launch()
     return fabric

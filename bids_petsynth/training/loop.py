@@ -2,25 +2,28 @@
 
 One loop for every recipe and phase, in one process or several. A step's batch is drawn whole in every process and each
 computes its :class:`Share` of it; their gradients are added up. So the same steps are taken whatever the number of
-processes, and a batch that does not fit into memory is taken in smaller shares, one after the other.
+processes, and a batch that does not fit into memory is taken in smaller shares, one after the other. A loss that is no
+mean over examples is the exception, see ``Loop``'s ``shared``.
 """
 
 from __future__ import annotations
 
 import copy
 import csv
-import json
+import gc
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor, nn
+
+from bids_petsynth.errors import TrainingError
+from bids_petsynth.training.checkpoint import load_checkpoint, store_checkpoint, write_atomically
 
 if TYPE_CHECKING:  # the labelling networks train where torch is, without the recipes' libraries
     from lightning_fabric import Fabric
@@ -29,6 +32,10 @@ if TYPE_CHECKING:  # the labelling networks train where torch is, without the re
 
 #: Seconds between two lines of progress.
 SAY_EVERY = 30.0
+#: Columns of ``log.csv``.
+LOG_COLUMNS = ("step", "minutes", "loss", "rate")
+#: Steps in a row without a finite loss and gradient after which training ends.
+MOST_SKIPPED = 20
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,8 @@ class State:
     """What a checkpoint holds besides tensors.
 
     ``best`` is the lowest score of a validation, ``since`` the number of validations after it, ``parts`` the shares
-    that a process takes its part of a batch in.
+    that a process takes its part of a batch in, ``skipped`` the steps whose loss or gradient was not finite, ``in_row``
+    those of them that came last, ``losses`` those of the steps since the last line of the log.
     """
 
     step: int = 0
@@ -65,6 +73,9 @@ class State:
     best: float | None = None
     since: int = 0
     parts: int = 1
+    skipped: int = 0
+    in_row: int = 0
+    losses: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -87,15 +98,6 @@ def step_generator(seed: int, step: int) -> Generator:
     return Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` make a file beside ``path``, flush it to disk, and put it in place."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    write(beside)
-    with beside.open("rb+") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
 class Loop:
     """Trains ``net`` on ``loss`` and keeps the moving average of its weights in ``ema``.
 
@@ -115,6 +117,10 @@ class Loop:
         The processes that train together; this one alone if None.
     critic
         A second network, if the loss has one.
+    phase
+        What is trained, for messages.
+    shared
+        What of the loss depends on how a batch is shared, for messages; nothing if empty.
     """
 
     def __init__(
@@ -126,11 +132,13 @@ class Loop:
         minutes: float | None = None,
         fabric: Fabric | None = None,
         critic: Player | None = None,
+        phase: str = "training",
+        shared: str = "",
     ):
         self.net, self.loss, self.spec, self.folder, self.minutes = net, loss, spec, folder, minutes
         self.ema = copy.deepcopy(net).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(net.parameters(), lr=spec.rate, weight_decay=spec.weight_decay)
-        self.critic = critic
+        self.critic, self.phase, self.shared = critic, phase, shared
         if critic is not None:
             self.critic_optimiser = torch.optim.AdamW(critic.net.parameters(), critic.rate, (0.5, 0.99))
         self.state = State()
@@ -168,18 +176,23 @@ class Loop:
             best one are then those that are kept.
         report
             Takes lines of progress.
+
+        Raises
+        ------
+        TrainingError
+            If :data:`MOST_SKIPPED` steps in a row have no finite loss and gradient.
         """
-        losses: list[float] = []
         next_pause = self.state.elapsed + 60 * pause_minutes
         clock = time.monotonic()
         while self.fraction < 1:
-            losses.append(self._step())
+            loss = self._step()
+            self.state.losses += [loss] if math.isfinite(loss) else []
             now = time.monotonic()
             self.state.elapsed = self._agreed(self.state.elapsed + now - clock)
             clock = now
             if self.state.step % every == 0 or self.fraction >= 1:
-                self._log(losses, report)
-                losses.clear()
+                self._log(report)
+                self.state.losses.clear()
             if self.state.elapsed >= next_pause or self.fraction >= 1:
                 self._pause(pause)
                 next_pause = self.state.elapsed + 60 * pause_minutes
@@ -215,43 +228,77 @@ class Loop:
         return value if self.fabric is None else self.fabric.broadcast(value)
 
     def _step(self) -> float:
-        while True:
-            try:
-                full = self._accumulate(self.loss, self.net)
-                trouble = None
-            except (torch.OutOfMemoryError, MemoryError) as error:
-                trouble = error
-            except RuntimeError as error:
-                # the allocator of the CPU has no exception of its own
-                if "can't allocate memory" not in str(error):
-                    raise
-                trouble = error
-            if not self._anywhere(trouble is not None):
-                break
-            most = math.ceil(self.spec.batch / self._world)
-            if self.state.parts >= most:
-                raise trouble or MemoryError("another process ran out of memory with a single example")
-            self.state.parts = min(2 * self.state.parts, most)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            print(
-                f"Out of memory at a batch of {self.spec.batch}: each step is taken in {self.state.parts} parts from "
-                "here on, which is slower and changes nothing else.",
-                file=sys.stderr,
-                flush=True,
-            )
+        """The mean loss over the step's batch; NaN if the step was skipped. The same in all processes."""
+        full = self._whole_batch(self.loss, self.net)
         rate = learning_rate(self.spec, self.state.step, self.fraction)
-        self._move(self.net, self.optimiser, rate)
-        if self.critic is not None:
-            self._accumulate(self.critic.loss, self.critic.net)
-            self._move(self.critic.net, self.critic_optimiser, rate / self.spec.rate * self.critic.rate)
+        moved = self._move(self.net, self.optimiser, rate, full)
+        if moved and self.critic is not None:
+            its = self._whole_batch(self.critic.loss, self.critic.net)
+            critic_rate = rate / self.spec.rate * self.critic.rate
+            moved = self._move(self.critic.net, self.critic_optimiser, critic_rate, its)
         self.state.step += 1
+        if not moved:
+            self._skip()
+            return math.nan
+        self.state.in_row = 0
         keep = min(self.spec.ema, self.state.step / (self.state.step + 10))
         with torch.no_grad():
             for average, value in zip(self.ema.state_dict().values(), self.net.state_dict().values(), strict=True):
                 if average.is_floating_point():
                     average.lerp_(value, 1 - keep)
         return full
+
+    def _skip(self) -> None:
+        """Count a step that was not taken, and say so."""
+        state = self.state
+        state.skipped, state.in_row = state.skipped + 1, state.in_row + 1
+        if state.in_row >= MOST_SKIPPED:
+            raise TrainingError(
+                f"{self.phase}: the loss or its gradient was not finite in {state.in_row} steps in a row, the last one "
+                f"step {state.step}; lower the learning rate (`rate`) of that phase in the recipe or raise `warmup`, "
+                "and look through the scans for wrong intensities."
+            )
+        if self.first:
+            print(
+                f"{self.phase}: the loss or its gradient at step {state.step} was not finite; the step was skipped "
+                f"({state.skipped} so far).",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _whole_batch(self, loss: Loss, net: nn.Module) -> float:
+        """:meth:`_accumulate` in as many parts as the memory of every process asks for; the whole batch's mean loss."""
+        while True:
+            value, trouble = self._attempt(loss, net)
+            if not self._anywhere(trouble is not None):
+                return self._summed(value)
+            most = math.ceil(self.spec.batch / self._world)
+            if self.state.parts >= most:
+                raise trouble or MemoryError("another process ran out of memory with a single example")
+            self.state.parts = min(2 * self.state.parts, most)
+            net.zero_grad(set_to_none=True)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            print(
+                f"Out of memory at a batch of {self.spec.batch}: each step is taken in {self.state.parts} parts from "
+                f"here on, which is slower and changes {self.shared or 'nothing else'}.",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _attempt(self, loss: Loss, net: nn.Module) -> tuple[float, BaseException | None]:
+        """:meth:`_accumulate`, and what went wrong if that was memory."""
+        try:
+            return self._accumulate(loss, net), None
+        except (MemoryError, RuntimeError) as error:
+            # the allocator of the CPU has no exception of its own
+            own = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+            if not own and "can't allocate memory" not in str(error):
+                raise
+            # its traceback holds the frames, and so all tensors, of the attempt that failed
+            error.__context__ = error.__cause__ = None
+            return math.nan, error.with_traceback(None)
 
     @property
     def _world(self) -> int:
@@ -272,17 +319,26 @@ class Loop:
         return total
 
     def _anywhere(self, trouble: bool) -> bool:
-        if self.fabric is None:
-            return trouble
-        return bool(self.fabric.all_reduce(torch.tensor(float(trouble)), reduce_op="sum") > 0)
+        return self._summed(float(trouble)) > 0
 
-    def _move(self, net: nn.Module, optimiser: torch.optim.Optimizer, rate: float) -> None:
+    def _summed(self, value: float) -> float:
+        """Sum over all processes."""
+        if self.fabric is None:
+            return value
+        return float(self.fabric.all_reduce(torch.tensor(value, dtype=torch.float64), reduce_op="sum"))
+
+    def _move(self, net: nn.Module, optimiser: torch.optim.Optimizer, rate: float, loss: float) -> bool:
+        """Take the step, unless the loss or the gradient is not finite; whether it was taken."""
         for group in optimiser.param_groups:
             group["lr"] = rate
         if self.fabric is not None:
             self._add_gradients(net)
-        nn.utils.clip_grad_norm_(net.parameters(), self.spec.clip)
+        norm = nn.utils.clip_grad_norm_(net.parameters(), self.spec.clip)
+        # both are sums over all processes, so that all of them decide alike
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return False
         optimiser.step()
+        return True
 
     def _add_gradients(self, net: nn.Module) -> None:
         """Sum of all processes' gradients, in one message; a parameter that one of them did not use counts as 0."""
@@ -292,20 +348,18 @@ class Loop:
         for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = gradient.view_as(parameter).clone()
 
-    def _log(self, losses: Sequence[float], report: Callable[[str], None] | None) -> None:
-        mean = sum(losses) / len(losses)
-        if self.fabric is not None:
-            # each process has its shares' part of the mean
-            mean = float(self.fabric.all_reduce(torch.tensor(mean, dtype=torch.float64), reduce_op="sum"))
+    def _log(self, report: Callable[[str], None] | None) -> None:
         if not self.first:
             return
+        losses = self.state.losses
+        mean = sum(losses) / len(losses) if losses else math.nan
         path, minutes = self.folder / "log.csv", self.state.elapsed / 60
         new = not path.exists()
         rate = self.optimiser.param_groups[0]["lr"]
         with path.open("a", newline="") as file:
-            out = csv.writer(file)
+            out = csv.writer(file, lineterminator="\n")
             if new:
-                out.writerow(["step", "minutes", "loss", "rate"])
+                out.writerow(LOG_COLUMNS)
             out.writerow([self.state.step, f"{minutes:.2f}", f"{mean:.5f}", f"{rate:.2e}"])
         self._scalars({"loss": mean, "rate": rate})
         if report is not None and (time.monotonic() > self._said + SAY_EVERY or self.fraction >= 1):
@@ -333,72 +387,15 @@ class Loop:
             store_checkpoint(self.folder, self.net, self.ema, self.optimiser, asdict(self.state), more)
 
     def resume(self) -> bool:
-        """Take up the checkpoint if there is one; lines of the log after it are taken away."""
+        """Take up the checkpoint if there is one; lines of the log after it, or after no step, are taken away."""
         more = {} if self.critic is None else {"critic": (self.critic.net, self.critic_optimiser)}
         state = load_checkpoint(self.folder, self.net, self.ema, self.optimiser, more)
-        if state is None:
-            return False
-        self.state = State(**state)
+        if state is not None:
+            self.state = State(**state)
         log = self.folder / "log.csv"
         if self.first and log.exists():
-            head, *rows = log.read_text().splitlines()
-            kept = [row for row in rows if int(row.split(",")[0]) <= self.state.step]
-            text = "\n".join([head, *kept]) + "\n"
-            write_atomically(log, lambda path: path.write_text(text))
-        return True
-
-
-#: Networks beside the first one, each with its optimiser, by a name that the checkpoint knows them by.
-Others = Mapping[str, tuple[nn.Module, torch.optim.Optimizer]]
-
-
-def store_checkpoint(
-    folder: Path,
-    net: nn.Module,
-    ema: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    state: Mapping[str, float | None],
-    others: Others | None = None,
-) -> None:
-    """Write ``folder/checkpoint.safetensors``: one file, so that tensors and state cannot disagree after a crash."""
-    from safetensors.torch import save_file
-
-    tensors = {f"ema.{k}": v for k, v in ema.state_dict().items()}
-    for prefix, (module, its) in (("", (net, optimiser)), *((f"{n}.", pair) for n, pair in (others or {}).items())):
-        tensors |= {f"{prefix}net.{k}": v for k, v in module.state_dict().items()}
-        for index, moments in its.state_dict()["state"].items():
-            tensors |= {f"{prefix}optimiser.{index}.{k}": v for k, v in moments.items()}
-    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
-    about = {"state": json.dumps(state)}
-    write_atomically(folder / "checkpoint.safetensors", lambda path: save_file(tensors, path, metadata=about))
-
-
-def load_checkpoint(
-    folder: Path,
-    net: nn.Module,
-    ema: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    others: Others | None = None,
-) -> dict[str, float] | None:
-    """Take up what :func:`store_checkpoint` wrote, and return its state; None if there is no checkpoint."""
-    from safetensors import safe_open
-
-    path = folder / "checkpoint.safetensors"
-    if not path.exists():
-        return None
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        state = json.loads(file.metadata()["state"])
-
-    def under(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    ema.load_state_dict(under("ema."))
-    for prefix, (module, its) in (("", (net, optimiser)), *((f"{n}.", pair) for n, pair in (others or {}).items())):
-        module.load_state_dict(under(f"{prefix}net."))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in under(f"{prefix}optimiser.").items():
-            index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = value
-        its.load_state_dict({"state": moments, "param_groups": its.state_dict()["param_groups"]})
-    return state
+            # a kill may have left half a line, and even half a head
+            rows = [row.split(",") for row in log.read_text().splitlines(keepends=True)[1:] if row.endswith("\n")]
+            kept = [",".join(LOG_COLUMNS) + "\n", *(",".join(row) for row in rows if int(row[0]) <= self.state.step)]
+            write_atomically(log, lambda path: path.write_text("".join(kept)))
+        return state is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -24,9 +25,17 @@ from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training import losses
 from bids_petsynth.training.loop import Player, Share
 from bids_petsynth.training.pairs import Batch, Pool
+from bids_petsynth.training.scaling import Spread
 
 #: Display window of what is no PET, in units of white matter's median: as wide as intensities of the head spread.
 OTHER_WINDOW = 2.0
+#: People whose decoded scans tell the unit of losses on images.
+UNIT_PEOPLE = 8
+#: What a batch in parts changes in recipes with that loss.
+ALIGNMENT_SHARED = (
+    "the alignment of text and image, which compares each example with the others of its part (with none where a part "
+    "is a single example)"
+)
 
 
 class Trained(nn.Module):
@@ -85,6 +94,11 @@ class Objective:
         Its denoiser and space on ``device``.
     texts
         Reads the records' texts, in recipes with a text.
+
+    Notes
+    -----
+    All losses are means over examples but the alignment of text and image, which compares each example with the others
+    of its share (:attr:`shared`).
     """
 
     def __init__(self, model: Model, pool: Pool, device: str, texts: TextReader | None = None):
@@ -92,6 +106,11 @@ class Objective:
         self.recipe, self.weights = model.recipe, model.recipe.losses
         self.process = build_process(model.recipe)
         self.net = Trained(model).to(device)
+        levels = len(model.recipe.network.channels)
+        self._extents = [model.recipe.latent_shape[0] >> level for level in range(levels)]
+        self._units: dict[str, float] = {}
+        #: What depends on how a batch is shared, see ``training.loop.Loop``.
+        self.shared = ALIGNMENT_SHARED if self.weights.alignment else ""
         self.critic: Player | None = None
         if self.weights.adversarial:
             from bids_petsynth.models.networks.discriminator import PatchDiscriminator
@@ -118,7 +137,8 @@ class Objective:
         with torch.no_grad():
             x = self.process.corrupt(example.data, example.noise, example.t)
             drawn = self.process.data(self._output(x, example), x, example.t)
-            fake, real, seen = self._image(drawn, example), self._image(example.data, example), self._seen(example)
+            fake, real = self._image(drawn, example), self._image(example.data, example)
+            seen = self._seen(example, real)
         return losses.hinge_d(self.critic.net(real, seen), self.critic.net(fake, seen))
 
     def example(self, step: int, rng: Generator, share: Share) -> Example:
@@ -126,7 +146,8 @@ class Objective:
         recipe, spec, device = self.recipe, self.recipe.conditioning, self.device
         n = recipe.training.batch
         mine = share.of(n)
-        kept = withhold(torch.ones(n, len(spec.variables)), spec, rng)[mine]
+        # one column where there are no variables: it tells whether the notes are withheld
+        kept = withhold(torch.ones(n, max(1, len(spec.variables))), spec, rng)[mine]
         favour = torch.rand(n, max(1, len(spec.sources)), generator=rng)[mine]
         t = self.process.times(n, rng)[mine].to(device)
         noise = torch.randn((n, recipe.latent_channels, *recipe.latent_shape), generator=rng)[mine].to(device)
@@ -169,7 +190,7 @@ class Objective:
         spec = self.recipe.conditioning
         matrix = record_matrix(batch.records, spec.variables)
         values, mask = standardise(matrix, self.model.variables)
-        mask = mask * kept
+        mask = mask * kept[:, : mask.shape[1]]
         tracers = torch.tensor([tracer_index(name) for name in batch.tracers])
         text = text_mask = None
         if self.texts is not None:
@@ -181,12 +202,14 @@ class Objective:
             ]
             notes = [str(record.get("notes", "")) for record in batch.records]
             text, text_mask = map(torch.from_numpy, self.texts(told, notes))
-            text_mask = text_mask & mask.any(1, keepdim=True)
+            # as in sampling, notes are read where no variable is known; a whole record is withheld with its notes
+            noted = torch.tensor([bool(text) for text in notes])[:, None] & kept.any(1, keepdim=True)
+            text_mask = text_mask & (mask.any(1, keepdim=True) | noted)
         return Condition(values, mask, tracers, None, text, text_mask).to(self.device)
 
     def _output(self, x: Tensor, example: Example) -> Tensor:
         def network(z: Tensor, t: Tensor) -> Tensor:
-            with fast_autocast(self.device):
+            with fast_autocast(self.device, self._extents):
                 return self.net.denoiser(z, t, example.sources, example.condition, example.painted)
 
         return self.process.output(network, x, example.t)
@@ -199,15 +222,37 @@ class Objective:
         space = self.model.space
         return unfold(latents, space.fold) if isinstance(space, BandLimitedCodec) else space.decode(latents)[:, None]
 
-    def _seen(self, example: Example) -> Tensor:
+    def _seen(self, example: Example, image: Tensor) -> Tensor:
         """The T1w on the image's voxels, for the critic."""
-        shape = self._image(example.data, example).shape[2:]
-        return F.interpolate(example.batch.t1w.to(self.device)[:, None], shape, mode="area")
+        return F.interpolate(example.batch.t1w.to(self.device)[:, None], image.shape[2:], mode="area")
+
+    def _unit(self, example: Example) -> Tensor:
+        """What errors of images are divided by ``(N, 1, …)``, one number for each modality.
+
+        The SD of the latents where these are an image's voxels, else that of the voxels that they are decoded to, over
+        the first people that have the modality.
+        """
+        if isinstance(self.model.space, BandLimitedCodec):
+            return example.sd.mean(1, keepdim=True)
+        units = [self._decoded_sd(name) for name in example.batch.tracers]
+        return torch.tensor(units, device=self.device).view(-1, *[1] * (example.sd.ndim - 1))
+
+    @torch.no_grad()
+    def _decoded_sd(self, modality: str) -> float:
+        if modality not in self._units:
+            spread = Spread()
+            having = (b for b in self.pool.people(self.pool.numbers(0).stop) if modality in b.tracers)
+            for batch in islice(having, UNIT_PEOPLE):
+                latents = batch.latents[batch.tracers.index(modality)][None]
+                spread.add(self.model.space.decode(latents.to(self.device)))
+            self._units[modality] = spread.pair("standard")[1][0]
+        return self._units[modality]
 
     def _image_losses(self, drawn: Tensor, example: Example) -> Tensor:
         """Weighted sum of the losses on images, in units of the modality's SD."""
-        w, unit = self.weights, example.sd.mean(1, keepdim=True)
-        image, truth = self._image(drawn, example), self._image(example.data, example)
+        w, image = self.weights, self._image(drawn, example)
+        with torch.no_grad():
+            truth, unit = self._image(example.data, example), self._unit(example)
         a, b = image / unit, truth / unit
         per_example = torch.zeros(len(a), device=self.device)
         extra = torch.zeros((), device=self.device)
@@ -240,7 +285,7 @@ class Objective:
             text, seen = self.net.denoiser.aligned(on_labels, labels, example.condition)
             extra = extra + w.alignment * losses.text_image_alignment(text, seen)
         if w.adversarial:
-            extra = extra + w.adversarial * losses.hinge_g(self.critic.net(image, self._seen(example)))
+            extra = extra + w.adversarial * losses.hinge_g(self.critic.net(image, self._seen(example, image)))
         return (per_example * self.process.trust(example.t)).mean() + extra
 
     def _exchange(self, example: Example) -> Tensor:

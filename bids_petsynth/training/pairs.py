@@ -291,10 +291,6 @@ class Pool:
         end = self._start + step // self._refresh
         return range(max(0, end - self._size), end)
 
-    def encode_with(self, encode: Callable[[Tensor], Tensor]) -> None:
-        """Another way to the same latents, such as on another device."""
-        self._encode = encode
-
     @torch.no_grad()
     def _case(self, number: int) -> _Stored:
         if number not in self._kept:

@@ -44,6 +44,7 @@ def fit_autoencoder(
     pool = Pool(ground.case, lambda volumes: volumes[:, None], *ground.pool, recipe.modalities)
     training = recipe.training.model_copy(update={"steps": spec.training_steps, "rate": spec.rate, "patience": 0})
     space.to(device)
+    extents = [recipe.grid.shape[0] >> level for level in range(len(spec.channels))]
     critic = None
     if spec.adversarial:
         from bids_petsynth.models.networks.discriminator import PatchDiscriminator
@@ -57,7 +58,7 @@ def fit_autoencoder(
 
     def loss(step: int, rng: Generator, share: Share) -> Tensor:
         volumes, noise = example(step, rng, share)
-        with fast_autocast(device):
+        with fast_autocast(device, extents):
             decoded, divergence = space.reconstructed(volumes, noise)
         total = F.l1_loss(decoded.float(), volumes) + spec.kl * divergence
         if critic is not None:
@@ -71,7 +72,7 @@ def fit_autoencoder(
         return losses.hinge_d(critic(volumes[:, None]), critic(decoded[:, None]))
 
     player = None if critic is None else Player(critic, criticise, spec.rate)
-    loop = Loop(space, loss, training, folder, minutes, fabric, player)
+    loop = Loop(space, loss, training, folder, minutes, fabric, player, "autoencoder")
     if resume:
         loop.resume()
     loop.run(every=20, report=lambda line: report(f"autoencoder: {line}"))

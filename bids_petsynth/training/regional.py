@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bids_petsynth.anatomy.alignment import template_grid
 from bids_petsynth.anatomy.regions import lookup
+from bids_petsynth.errors import TrainingError
 from bids_petsynth.models.conditioning import Standardisation, record_matrix, standardise, tracer_index, withhold
 from bids_petsynth.models.process import flow_loss, interpolate, training_times
 from bids_petsynth.models.recipe import ConditioningSpec, RegionalSpec
@@ -151,6 +152,11 @@ def train_regional(
     With ``adapt`` a trained net goes on: its standardisation stays (but of tracers that it does not know), and it moves
     at a tenth of the rate for a fifth of the steps, so that few people cannot undo what many have taught. A record's
     variables are withheld as often as the recipe says, so that any of them may be missing later.
+
+    Raises
+    ------
+    TrainingError
+        If the loss is not finite.
     """
     rng = torch.Generator().manual_seed(seed)
     codes = torch.tensor([tracer_index(name) for name in tracers])
@@ -158,11 +164,11 @@ def train_regional(
     scanned = people.means.isfinite().all(2)
     for place, code in enumerate(codes):
         known = people.means[scanned[:, place], place]
-        if not (adapt and net.mean[code].any()):
-            net.mean[code], net.sd[code] = known.mean(0), known.std(0).clamp(min=1e-3)
+        if len(known) and not (adapt and net.mean[code].any()):
+            net.mean[code], net.sd[code] = known.mean(0), _spread(known, 1e-3)
     if net.anatomy is not None and not adapt:
         logs = log_volumes(people.volumes)
-        net.volume_mean[:], net.volume_sd[:] = logs.mean(0), logs.std(0).clamp(min=0.02)
+        net.volume_mean[:], net.volume_sd[:] = logs.mean(0), _spread(logs, 0.02)
     target = (people.means - net.mean[codes]) / net.sd[codes]
     values, mask = standardise(record_matrix(people.records, conditioning.variables), variables)
     scans = scanned.nonzero()
@@ -170,7 +176,7 @@ def train_regional(
     optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
     losses = []
-    for _ in range(steps):
+    for step in range(steps):
         pick = torch.randint(len(scans), (spec.batch,), generator=rng)
         who, which = scans[pick].unbind(1)
         t = training_times(spec.batch, 1.0, rng)
@@ -179,9 +185,19 @@ def train_regional(
         kept = withhold(mask[who], conditioning, rng)
         velocity = net(interpolate(data, noise, t), t, Condition(values[who], kept, codes[which], people.volumes[who]))
         loss = flow_loss(velocity, noise - data, t).mean()
+        if not loss.isfinite():
+            raise TrainingError(
+                f"regional flow: the loss was not finite at step {step + 1} of {steps}; lower `regional.rate` in the "
+                "recipe, and look through the scans for wrong intensities."
+            )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         schedule.step()
         losses.append(loss.item())
     return float(np.mean(losses[-max(1, steps // 10) :]))
+
+
+def _spread(values: Tensor, least: float) -> Tensor:
+    """SD ``(K,)`` over the rows of ``(N, K)``, no less than ``least``; 1 where one row alone has none."""
+    return values.std(0).clamp(min=least) if len(values) > 1 else torch.ones_like(values[0])

@@ -266,7 +266,7 @@ def describe(people_in: Sequence[Stored], people_out: Sequence[Stored], recipe: 
 
     def crowd(people: Sequence[Stored]) -> str:
         count = len({stored.participant for stored in people})
-        scans = {t: sum(t in stored.scans for stored in people) for t in recipe.tracers}
+        scans = {t: sum(t == "T1w" or t in stored.scans for stored in people) for t in recipe.tracers}
         parts = [f"{count} people", ", ".join(f"{n} {tracer} scans" for tracer, n in scans.items())]
         ages = [stored.record["age"] for stored in people if "age" in stored.record]
         sexes = [stored.record["sex"] for stored in people if "sex" in stored.record]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
@@ -16,6 +17,12 @@ from bids_petsynth.training.regional import RegionalPeople
 CORTEX_LOBES = ("frontal", "parietal", "temporal", "cingulate")
 #: With fewer scans of a tracer, the spread of its draws stays as it is.
 LEAST_SCANS = 8
+#: With fewer held-out people, those who stop a training early are among those whose figures are reported.
+LEAST_TO_SHARE = 8
+#: People who stop a training early, at most: all of them are drawn at every validation.
+STOPPING_PEOPLE = 8
+#: Cases that are watched where nothing is decided by them.
+WATCHED_CASES = 2
 
 
 def region_means(volumes: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -75,6 +82,51 @@ def regional_spread(synthesizer: Synthesizer, people: RegionalPeople) -> dict[st
         ]
         out[tracer] = spread_factor(people.means[:, place, 1:].numpy(), np.stack(drawn)[:, :, 1:])
     return out
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out cases by what they are for.
+
+    Attributes
+    ----------
+    watched
+        Validated on while training.
+    reported
+        Of whom the card's figures are.
+    note
+        What the card says of the two.
+    """
+
+    watched: list[TrainingCase]
+    reported: list[TrainingCase]
+    note: str = ""
+
+
+def share_held_out(cases: Sequence[TrainingCase], patience: int) -> HeldOut:
+    """Who is validated on, and whose figures are reported.
+
+    Where ``patience`` lets validation decide when training stops, these are different people if there are enough
+    (:data:`LEAST_TO_SHARE`): figures of those whom the weights were chosen by are too good. People, or heads that
+    simulated people share, stay whole.
+    """
+    people = list(dict.fromkeys(case.head for case in cases))
+    if not patience:
+        return HeldOut(list(cases[:WATCHED_CASES]), list(cases))
+    if len(people) < LEAST_TO_SHARE:
+        note = (
+            f"When training stopped was decided by these same {len(people)} people, too few to be shared, so the "
+            "figures are a little too good."
+        )
+        return HeldOut(list(cases), list(cases), note)
+    stopping = set(people[1 :: max(2, -(-len(people) // STOPPING_PEOPLE))])
+    watched = [case for case in cases if case.head in stopping]
+    reported = [case for case in cases if case.head not in stopping]
+    note = (
+        f"They are of {len(people) - len(stopping)} people; {len(stopping)} other held-out people decided when "
+        "training stopped."
+    )
+    return HeldOut(watched, reported, note)
 
 
 def evaluate(

@@ -1,0 +1,171 @@
+"""What a step minimises: alike however a batch is shared, and with the text that the synthesizer would read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ground_small import SmallGround
+from models_small import small_recipe, with_autoencoder
+
+from bids_petsynth.models.autoencoder import build_space
+from bids_petsynth.models.synthesizer import Synthesizer
+from bids_petsynth.training.generator import build_model
+from bids_petsynth.training.loop import Share, step_generator
+from bids_petsynth.training.objective import Objective
+from bids_petsynth.training.pairs import Pool
+
+TEXT = {"style": "template", "encoder": "hashed", "width": 32, "tokens": 8}
+
+
+def reader(recipe):
+    from bids_petsynth.clinical.language import TextOptions, TextReader
+
+    spec = recipe.conditioning
+    return TextReader(spec.text, [variable.name for variable in spec.variables], TextOptions())
+
+
+def objective(recipe, ground=None):
+    ground = ground or SmallGround(recipe)
+    space = build_space(recipe).requires_grad_(False)
+    pool = Pool(ground.case, space.encode, *ground.pool, recipe.tracers, recipe.conditioning.sources)
+    model = build_model(recipe, pool, ground, space)
+    for parameter in model.denoiser.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return Objective(model, pool, "cpu", reader(recipe) if recipe.conditioning.text else None)
+
+
+def shared(made: Objective, parts: int) -> float:
+    """A step's loss of a batch of four in so many parts."""
+    return sum(made.loss(3, step_generator(0, 3), Share(k, parts)).item() / parts for k in range(parts))
+
+
+IMAGE_LOSSES = {"l1": 1.0, "mse": 0.5, "laplacian": 0.3, "clinical": 0.2, "adversarial": 0.1, "regions": "learned"}
+
+
+@pytest.mark.parametrize("alignment", [0.0, 0.5])
+def test_a_step_is_alike_however_its_batch_is_shared_but_for_the_alignment_and_that_is_said(alignment):
+    recipe = small_recipe(
+        tracers=["AV45", "FDG"],
+        regional=None,
+        losses={**IMAGE_LOSSES, "alignment": alignment},
+        conditioning={"text": TEXT},
+        training={"batch": 4},
+    )
+    made = objective(recipe)
+    whole, halves, singly = (shared(made, parts) for parts in (1, 2, 4))
+    if not alignment:
+        assert halves == pytest.approx(whole, rel=1e-5) and singly == pytest.approx(whole, rel=1e-5)
+        assert made.shared == ""
+        return
+    assert abs(whole - halves) > 1e-3 and abs(whole - singly) > 1e-3
+    assert "alignment of text and image" in made.shared
+
+
+@pytest.mark.parametrize("normalisation", ["standard", "minmax"])
+def test_all_training_scans_are_standardised_by_every_modality_that_occurs(normalisation):
+    """FDG is scanned in the last person alone, and a T2w is there for none."""
+    recipe = small_recipe(
+        tracers=["AV45", "FDG", "T1w"],
+        regional=None,
+        normalisation=normalisation,
+        conditioning={"images": [], "sources": ["AV45", "T2w", "FDG"]},
+    )
+    count = 17
+    ground = SmallGround(recipe, count, only={**dict.fromkeys(range(count), ("AV45",)), count - 1: ("FDG",)})
+    space = build_space(recipe)
+    pool = Pool(ground.case, space.encode, *ground.pool, recipe.tracers, recipe.conditioning.sources)
+    model = build_model(recipe, pool, ground, space)
+    cases = [ground.case(k) for k in range(count)]
+    assert set(model.scaling) == {"AV45", "FDG", "T1w"}
+    everything = []
+    for name in ("AV45", "FDG", "T1w"):
+        latents = torch.cat([space.encode(c.images[name][None]) for c in cases if name in c.images])
+        everything.append(latents)
+        values = latents.double().movedim(1, 0).flatten(1).numpy()
+        centre, width = model.scaling[name]
+        if normalisation == "minmax":
+            scaled = (values - np.array(centre)[:, None]) / np.array(width)[:, None]
+            # latents are kept in half precision
+            np.testing.assert_allclose(scaled.max(1), 1, atol=3e-3)
+            np.testing.assert_allclose(scaled.min(1), -1, atol=3e-3)
+        else:
+            np.testing.assert_allclose(centre, values.mean(1), atol=1e-4)
+            np.testing.assert_allclose(width, values.std(1, ddof=1), rtol=1e-3)
+    values = torch.cat(everything).movedim(1, 0).flatten(1)
+    np.testing.assert_allclose(model.latent_mean, values.mean(1), atol=1e-4)
+    np.testing.assert_allclose(model.latent_sd, values.std(1), rtol=1e-3)
+
+
+def autoencoded(scale: float) -> Objective:
+    """A step on an autoencoder whose latents are so many times as large, all else equal."""
+    recipe = with_autoencoder(
+        tracers=["AV45", "FDG"],
+        regional=None,
+        conditioning={"images": ["t1w"]},
+        losses={"process": 0.0, "l1": 1.0, "mse": 0.5},
+        training={"batch": 2},
+    )
+    ground = SmallGround(recipe)
+    torch.manual_seed(0)
+    space = build_space(recipe).requires_grad_(False)
+    space.scale.fill_(scale)
+    pool = Pool(ground.case, space.encode, *ground.pool, recipe.tracers)
+    return Objective(build_model(recipe, pool, ground, space), pool, "cpu")
+
+
+def test_losses_on_decoded_images_are_in_units_of_the_images():
+    small, large = autoencoded(1.0), autoencoded(16.0)
+    values = [shared(made, 1) for made in (small, large)]
+    assert values[1] == pytest.approx(values[0], rel=2e-3)
+    space, pool = small.model.space, small.pool
+    fdg = [batch.latents[batch.tracers.index("FDG")][None] for batch in pool.people(4)]
+    assert small._decoded_sd("FDG") == pytest.approx(np.std([space.decode(one).numpy() for one in fdg]), rel=1e-3)
+
+
+def test_an_autoencoder_is_frozen_and_the_truth_leaves_no_graph():
+    made = autoencoded(1.0)
+    space, graphs = made.model.space, []
+    decode = space.decode
+    space.decode = lambda latents: graphs.append(torch.is_grad_enabled()) or decode(latents)
+    made._decoded_sd("AV45"), made._decoded_sd("FDG")
+    graphs.clear()
+    made.loss(0, step_generator(0, 0), Share()).backward()
+    assert sorted(graphs) == [False, True]
+    assert all(p.grad is None for p in space.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in made.net.parameters())
+
+
+@pytest.mark.parametrize("variables", [({"name": "age"}, {"name": "mmse"}), ()])
+def test_notes_are_read_in_training_exactly_where_the_synthesizer_reads_them(variables):
+    """A person without a known variable is known by their notes; a record withheld as a whole is, with its notes."""
+    recipe = small_recipe(regional=None, conditioning={"text": TEXT, "variables": variables}, training={"batch": 4})
+    made = objective(recipe)
+    batch = next(made.pool.people(1))
+    notes = {"notes": "Memory complaints for two years."}
+    records = ({"mmse": 24.0}, {}, notes, {"mmse": 24.0, **notes})
+    batch = replace(batch, records=records, tracers=batch.tracers[:1] * 4)
+    sampler = Synthesizer(made.model, "cpu", made.texts)
+
+    class Person(dict):
+        @property
+        def notes(self):
+            return self.get("notes", "")
+
+    asked = [sampler._condition(Person(record), batch.tracers[0], torch.ones(1, 1)) for record in records]
+    everything = torch.ones(4, max(1, len(variables)))
+    trained = made._condition(batch, everything)
+    assert torch.equal(trained.text_mask, torch.cat([one.text_mask for one in asked]))
+    assert trained.text_mask.any(1).tolist() == [bool(variables), False, True, True]
+    torch.testing.assert_close(trained.text, torch.cat([one.text for one in asked]))
+    assert not made._condition(batch, 0 * everything).text_mask.any()
+    # what is withheld but not the whole record leaves the notes
+    if variables:
+        some = torch.tensor([1.0, 0.0]).expand(4, 2)
+        assert made._condition(batch, some).text_mask.any(1).tolist() == [False, False, True, True]
+    # a step shows and withholds them
+    shown = [made.example(step, step_generator(0, step), Share()).condition for step in range(3)]
+    assert all(one.text_mask.shape == (4, 8) for one in shown)

@@ -1,0 +1,104 @@
+"""A whole training at toy size: who stops it and who is reported, and that a kill within a phase changes nothing."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from ground_small import SmallGround
+from models_small import small_recipe
+from safetensors.torch import load_file
+from train_phases import RUNS
+
+from bids_petsynth.training import generator
+from bids_petsynth.training.generator import Run, _forget_after, train
+from bids_petsynth.training.validation import share_held_out
+
+FIGURES = dict.fromkeys(("mae", "mae_of_mean", "bias", "voxel_r"), 0.5)
+
+
+def held_out(people: int, scans: int = 1):
+    case = SmallGround(small_recipe()).case(0)
+    return tuple(replace(case, head=f"{n}") for n in range(people) for _ in range(scans))
+
+
+@pytest.mark.parametrize("people", [8, 11, 40])
+def test_those_who_stop_a_training_are_not_those_who_are_reported(people):
+    cases = held_out(people, scans=2)
+    shared = share_held_out(cases, patience=3)
+    watched, reported = ({case.head for case in part} for part in (shared.watched, shared.reported))
+    assert watched | reported == {f"{n}" for n in range(people)} and not watched & reported
+    assert len(shared.watched) == 2 * len(watched) and 3 <= len(watched) <= 8 and len(watched) <= len(reported)
+    assert f"of {len(reported)} people; {len(watched)} other" in shared.note
+
+
+def test_where_they_are_few_or_nothing_is_decided_all_are_reported():
+    few = share_held_out(held_out(7), patience=1)
+    assert len(few.reported) == len(few.watched) == 7 and "too good" in few.note
+    plain = share_held_out(held_out(20), patience=0)
+    assert len(plain.reported) == 20 and len(plain.watched) == 2 and plain.note == ""
+
+
+@pytest.mark.parametrize("patience", [0, 50])
+def test_the_card_is_of_the_people_who_did_not_stop_it(tmp_path, monkeypatch, patience):
+    recipe = small_recipe(
+        regional=None, tracers=["AV45"], training={"steps": 2, "patience": patience, "tensorboard": False}
+    )
+    ground = SmallGround(recipe, 3, tracers=("AV45",), held=held_out(8))
+    seen = []
+
+    def figures(synthesizer, cases, n, voxel_size):
+        seen.append({case.head for case in cases})
+        return {"AV45": FIGURES}, {"AV45": 1.0}
+
+    monkeypatch.setattr(generator, "evaluate", figures)
+    model = train(ground, recipe, Run(tmp_path, validate=1e-9, report=lambda line: None))
+    *watched, reported = seen
+    assert len(watched) == 2 and watched[0] == watched[1]
+    assert ("4 other held-out people" in model.card) == bool(patience)
+    assert len(reported) == (4 if patience else 8) and bool(reported & watched[0]) == (not patience)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Path:
+    """Folder of the runs of ``train_phases.py``."""
+    folder = tmp_path_factory.mktemp("killed")
+    script = Path(__file__).with_name("train_phases.py")
+    done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize(("recipe", "run"), [(recipe, run) for recipe, runs in RUNS.items() for run in runs])
+def test_a_run_killed_within_a_phase_ends_as_if_it_had_not_been(killed, recipe, run):
+    whole, resumed = killed / recipe / "whole", killed / recipe / run
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*.safetensors"))
+    parts = {"latent": {"autoencoder", "pretraining"}, "painted": {"regional.safetensors"}}[recipe]
+    assert {file.parts[0] for file in files} == {"checkpoint.safetensors", "model", *parts}
+    for file in files:
+        one, other = load_file(whole / file), load_file(resumed / file)
+        assert set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one), file
+    logs = sorted(path.relative_to(whole) for path in whole.rglob("log.csv"))
+    assert len(logs) == {"latent": 3, "painted": 1}[recipe]
+    for log in logs:
+        one, other = curve(whole / log), curve(resumed / log)
+        assert one == other and [step for step, _ in one] == [str(k) for k in range(1, len(one) + 1)] and len(one) >= 4
+
+
+def test_validations_after_the_checkpoint_are_superseded(tmp_path):
+    path = tmp_path / "validation.jsonl"
+    _forget_after(path, 3)
+    assert not path.exists()
+    path.write_text('{"step": 2}\n{"step": 4}\n{"st')
+    _forget_after(path, 3)
+    assert path.read_text() == '{"step": 2}\n'
+
+
+def curve(log: Path) -> list[tuple[str, str]]:
+    with log.open() as file:
+        return [(row["step"], row["loss"]) for row in csv.DictReader(file)]
