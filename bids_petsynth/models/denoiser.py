@@ -105,7 +105,7 @@ class Denoiser(nn.Module):
         return sources if self.source is None else self._with_one(sources)
 
     def _with_one(self, sources: Sources) -> Sources:
-        """The first source that is there, mixed into the features, and its code; nothing where none is."""
+        """The source that is there, mixed into the features, and its code; nothing where none is."""
         first = sources.there.int().argmax(1)
         rows = torch.arange(len(first), device=first.device)
         any_there = sources.there.any(1)

@@ -24,7 +24,7 @@ from bids_petsynth.clinical.limits import untold
 from bids_petsynth.clinical.mapping import read_mapping
 from bids_petsynth.clinical.records import read_record
 from bids_petsynth.errors import InputError
-from bids_petsynth.models.conditioning import used_variables
+from bids_petsynth.models.conditioning import taken_sources, used_variables
 from bids_petsynth.models.folder import Model, load_model
 from bids_petsynth.models.synthesizer import Synthesizer as Generator
 from bids_petsynth.models.synthesizer import built_in, reader_of
@@ -138,8 +138,15 @@ def warps(head: Anatomy, settings: Settings, folder: Path) -> dict[str, list[str
 def draws(case: Case, head: Anatomy, record: ClinicalRecord, tracer: str, settings: Settings) -> np.ndarray:
     """Draws of one tracer in SUVR, ``(M, X, Y, Z)``."""
     model = model_of(settings.model, settings.device, settings.texts)
-    given = {pet.tracer: scan_on(head, pet, settings) for pet in case.pets if pet.tracer != tracer}
+    given = {pet.tracer: scan_on(head, pet, settings) for pet in given_pets(case, tracer, settings)}
     return model.draw(head, record, tracer, settings.n_draws, settings.seed, case.label, given)
+
+
+def given_pets(case: Case, tracer: str, settings: Settings) -> list[PetScan]:
+    """The case's real PET scans that the model is given to draw a tracer."""
+    there = {"T1w", *(pet.tracer for pet in case.pets)}
+    taken = taken_sources(description_of(settings.model).recipe.conditioning, there, tracer)
+    return [pet for pet in case.pets if pet.tracer in taken]
 
 
 def scan_on(head: Anatomy, pet: PetScan, settings: Settings) -> np.ndarray:
@@ -179,7 +186,8 @@ def outputs(
             mean, where = into_template(pet.mean, affine, space.name, space.resolution, files)
             std, _ = into_template(pet.std, affine, space.name, space.resolution, files)
             templates[space] = (mean, std, where)
-    write_pet(pet_sink(settings, input_hash, tracer), case, pet, settings, templates)
+    given = [scan.path for scan in given_pets(case, tracer, settings)]
+    write_pet(pet_sink(settings, input_hash, tracer), case, pet, settings, templates, given)
 
 
 def limit_of(record: ClinicalRecord, tracers: Sequence[str], settings: Settings) -> str:
