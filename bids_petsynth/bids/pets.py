@@ -6,6 +6,7 @@ A PET series that PETPrep has already brought onto the T1w takes the place of it
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -196,11 +197,37 @@ def pair(cases: Sequence[Case], pets: Sequence[PetScan], max_gap: int = 365) -> 
     return [_pair([case for case in cases if case.participant == pet.participant], pet, max_gap) for pet in pets]
 
 
+def preference(pair: Pair) -> tuple[str, float, int]:
+    """Key that sorts the scans of one T1w by tracer, each tracer's nearest in time to the T1w first, then the newest."""
+    # where dates are not known, the T1w's own session is nearest
+    unknown = 0 if pair.case is not None and pair.case.session == pair.pet.session else math.inf
+    gap = unknown if pair.gap_days is None else pair.gap_days
+    return pair.pet.tracer, gap, -date.fromisoformat(pair.pet.date[:10]).toordinal() if pair.pet.date else 0
+
+
+def surplus(kept: Pair, other: Pair) -> str:
+    """Why ``other`` is not used beside ``kept``, a scan with the same tracer that belongs to the same T1w."""
+    (_, near, _), (_, far, _) = preference(kept), preference(other)
+    how_far = [f"{gap:g} days" if math.isfinite(gap) else "an unknown time" for gap in (near, far)]
+    why = f"it lies {how_far[0]} from the T1w, this one {how_far[1]}" if near < far else "it is the newer, or the first"
+    return f"One scan per tracer belongs to a T1w, and that is {kept.pet.path.name}: {why}."
+
+
 def with_pets(cases: Sequence[Case], pets: Sequence[PetScan], tracers: Collection[str], max_gap: int) -> list[Case]:
-    """The cases with the usable scans of these tracers that :func:`pair` finds to belong to them."""
+    """The cases with the usable scans of these tracers that :func:`pair` finds to belong to them, one per tracer."""
     wanted = [pet for pet in pets if pet.tracer in tracers and pet.problem is None]
-    found = [(p.case.label, p.pet) for p in pair(cases, wanted, max_gap) if p.case is not None]
-    return [replace(case, pets=tuple(pet for label, pet in found if label == case.label)) for case in cases]
+    found = sorted((p for p in pair(cases, wanted, max_gap) if p.case is not None), key=preference)
+    out = []
+    for case in cases:
+        first: dict[str, Pair] = {}
+        notes = list(case.notes)
+        for own in (p for p in found if p.case.label == case.label):
+            if own.pet.tracer in first:
+                notes.append(f"{own.pet.path.name} is not used. {surplus(first[own.pet.tracer], own)}")
+            else:
+                first[own.pet.tracer] = own
+        out.append(replace(case, pets=tuple(p.pet for p in first.values()), notes=tuple(notes)))
+    return out
 
 
 def _pair(cases: Sequence[Case], pet: PetScan, max_gap: int) -> Pair:

@@ -116,9 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
         Preparation,
         SiteGround,
         describe,
-        heads_without_pet,
-        prepare,
-        share_of,
+        prepare_together,
     )
 
     torch.set_num_threads(threads)
@@ -154,12 +152,8 @@ def run(arguments: argparse.Namespace) -> int:
     if recipe.conditioning.text is not None and words.cache is None:
         words = replace(words, cache=(working / "texts").resolve())
     read = _reader(bids_dir, arguments.mapping, words.notes_columns)
-    if fabric.world_size > 1:
-        # each process prepares its part of the people, then all find everything prepared
-        prepare(share_of(pairs, fabric.global_rank, fabric.world_size), recipe, read, how, say)
-        fabric.barrier()
-    people, rows = prepare(pairs, recipe, read, how, say if first else lambda line: None)
-    unpaired = heads_without_pet(cases, pairs, recipe, how, say) if recipe.pretraining else []
+    alone = cases if recipe.pretraining else []
+    people, rows, unpaired = prepare_together(fabric, pairs, alone, recipe, read, how, say)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     if first:
         write_bytes(working / "pairs.tsv", tsv_text(rows, columns).encode())

@@ -6,6 +6,7 @@ kept in a work folder under a name that changes with the scan, so that a run goe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,8 @@ def store_scan(suvr: np.ndarray, path: Path) -> None:
 def _write(path: Path, **arrays: np.ndarray) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part.npz")
+    # another process may be writing the same file
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part.npz")
     np.savez(part, **arrays)
     part.replace(path)
 

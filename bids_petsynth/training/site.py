@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bids_petsynth.bids.pets import Pair
+from bids_petsynth.bids.pets import Pair, preference, surplus
 from bids_petsynth.bids.sink import hash_file, hash_settings
 from bids_petsynth.errors import InputError, PetsynthError
 from bids_petsynth.models.recipe import Recipe
@@ -21,6 +22,9 @@ from bids_petsynth.training.pairs import Record, TrainingCase
 from bids_petsynth.training.real import Stored, case_maker, load_case, regional_people, store_head, store_scan
 from bids_petsynth.training.regional import RegionalPeople
 from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 STANDING = """\
 This model was trained on a site's own scans. Whoever shares it must be allowed to: weights can hold traces of the
@@ -70,17 +74,20 @@ def prepare(
     people, rows = [], []
     ordered = sorted(pairs, key=lambda pair: (pair.pet.participant, pair.case.label if pair.case else ""))
     for _, several in groupby(ordered, key=lambda p: (p.pet.participant, p.case.label if p.case else "")):
-        group = list(several)
+        group = sorted(several, key=preference)
         head, scans, loads = None, {}, []
+        kept: dict[str, Pair] = {}
         for pair in group:
             try:
+                if (first := kept.get(pair.pet.tracer)) is not None:
+                    raise InputError(surplus(first, pair))
                 if pair.case is None:
                     raise InputError(pair.note)
                 if pair.pet.problem:
                     raise InputError(pair.pet.problem)
                 head = head or _head(pair.case, recipe, how)
                 path, quality, load = _scan(pair, head[1], how)
-                scans[pair.pet.tracer] = path
+                scans[pair.pet.tracer], kept[pair.pet.tracer] = path, pair
                 loads += [load] if load is not None else []
                 rows.append(_row(pair, "used", "") | quality)
             except PetsynthError as error:
@@ -93,6 +100,30 @@ def prepare(
             people.append(Stored(group[0].pet.participant, head[0], scans, known, loads[0] if loads else None))
             report(f"{group[0].case.label}: {', '.join(scans)} ready")
     return people, rows
+
+
+def prepare_together(
+    fabric: Fabric,
+    pairs: Sequence[Pair],
+    cases: Sequence[Case],
+    recipe: Recipe,
+    record_of: Callable[[Case], ClinicalRecord],
+    how: Preparation,
+    report: Callable[[str], None],
+) -> tuple[list[Stored], list[dict[str, object]], list[Path]]:
+    """What :func:`prepare` and, of those ``cases`` without PET, :func:`heads_without_pet` return.
+
+    Of several processes each prepares its part of the people first; then all find everything prepared.
+    """
+    if fabric.world_size > 1:
+        prepare(share_of(pairs, fabric.global_rank, fabric.world_size), recipe, record_of, how, report)
+        heads_without_pet(cases[fabric.global_rank :: fabric.world_size], pairs, recipe, how, report)
+        fabric.barrier()
+        report = report if fabric.is_global_zero else lambda line: None
+    return (
+        *prepare(pairs, recipe, record_of, how, report),
+        heads_without_pet(cases, pairs, recipe, how, report),
+    )
 
 
 def share_of(pairs: Iterable[Pair], part: int, parts: int) -> list[Pair]:
