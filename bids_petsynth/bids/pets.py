@@ -198,7 +198,7 @@ def pair(cases: Sequence[Case], pets: Sequence[PetScan], max_gap: int = 365) -> 
 
 
 def preference(pair: Pair) -> tuple[str, float, int]:
-    """Key that sorts the scans of one T1w by tracer, each tracer's nearest in time to the T1w first, then the newest."""
+    """Key that sorts the scans of one T1w by tracer, each tracer's nearest to the T1w in time first, or newest."""
     # where dates are not known, the T1w's own session is nearest
     unknown = 0 if pair.case is not None and pair.case.session == pair.pet.session else math.inf
     gap = unknown if pair.gap_days is None else pair.gap_days

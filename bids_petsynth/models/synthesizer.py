@@ -264,7 +264,7 @@ class Synthesizer:
         out = np.empty((n, *recipe.grid.shape), np.float32)
         scans = self._given({"T1w": t1w[0], **(given or {})}, tracer)
         with fast_autocast(self.device):
-            sources = self.denoiser.prepare(t1w.to(self.device), labels.to(self.device), *scans)
+            sources = self.denoiser.settled(self.denoiser.prepare(t1w.to(self.device), labels.to(self.device), *scans))
         mean, sd = self.model.scale([tracer], self.device)
         for first in range(0, n, TOGETHER):
             some = slice(first, min(n, first + TOGETHER))
