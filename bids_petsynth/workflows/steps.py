@@ -177,7 +177,9 @@ def outputs(
 
     model = description_of(settings.model)
     generator = Generator(model, texts=reader_of(model, settings.texts))
-    pet = summarise(head, volumes, record, tracer, generator, settings.seed, case.label)
+    given = given_pets(case, tracer, settings)
+    names = [scan.tracer for scan in given]
+    pet = summarise(head, volumes, record, tracer, generator, settings.seed, case.label, names)
     affine = head.grid.affine
     templates: dict[Space, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     for space in settings.spaces:
@@ -186,8 +188,8 @@ def outputs(
             mean, where = into_template(pet.mean, affine, space.name, space.resolution, files)
             std, _ = into_template(pet.std, affine, space.name, space.resolution, files)
             templates[space] = (mean, std, where)
-    given = [scan.path for scan in given_pets(case, tracer, settings)]
-    write_pet(pet_sink(settings, input_hash, tracer), case, pet, settings, templates, given)
+    paths = [scan.path for scan in given]
+    write_pet(pet_sink(settings, input_hash, tracer), case, pet, settings, templates, paths)
 
 
 def limit_of(record: ClinicalRecord, tracers: Sequence[str], settings: Settings) -> str:
@@ -236,7 +238,11 @@ def planned_citation(settings: Settings) -> None:
     model = description_of(settings.model)
     run = run_metadata(settings.command)
     known = [spec.name for spec in model.recipe.conditioning.variables]
-    about = synthesis_metadata(synthesis_of(model, settings.seed, settings.n_draws), ClinicalRecord({}), known)
+    draws = 1 if model.recipe.draws_alike else settings.n_draws
+    abouts = {
+        tracer: synthesis_metadata(synthesis_of(model, settings.seed, draws, tracer), ClinicalRecord({}), known)
+        for tracer in settings.tracers
+    }
     spaces = [space.name for space in settings.spaces if not space.is_native]
     case, nowhere = Case("planned", None, None), Path()
     pets = [
@@ -244,7 +250,7 @@ def planned_citation(settings: Settings) -> None:
             tracer=tracer_named(tracer),
             mean=nowhere,
             std=nowhere,
-            about={**about, **run},
+            about={**abouts[tracer], **run},
             regions=(),
             measures={"target": tracer_named(tracer).default_target},
             centiloid=centiloid_metadata(centiloid_equation(tracer)),
