@@ -100,7 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
     window = pet_window(arguments)
     import torch
 
-    from bids_petsynth.bids.pets import find_pets, pair
+    from bids_petsynth.bids.others import find_others
+    from bids_petsynth.bids.pets import find_pets, pair, with_others
     from bids_petsynth.bids.sink import check_writable, hash_settings, tsv_text, write_bytes
     from bids_petsynth.clinical.language import TextReader
     from bids_petsynth.models.conditioning import is_pet
@@ -131,11 +132,11 @@ def run(arguments: argparse.Namespace) -> int:
     bids_dir = arguments.bids_dir.resolve()
     cases = find_requested(arguments, bids_dir, {})
     filters = filters_of(arguments)
+    chosen = arguments.participant_label, arguments.session_label, filters
+    cases = with_others(cases, find_others(bids_dir, recipe.conditioning.sources, *chosen), arguments.max_gap)
     pets = find_pets(
         bids_dir,
-        arguments.participant_label,
-        arguments.session_label,
-        filters,
+        *chosen,
         derivative_folders(arguments.derivatives),
         canonical,
     )

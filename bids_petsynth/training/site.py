@@ -19,9 +19,17 @@ from bids_petsynth.pet.quantification import quantify, suvr_rows
 from bids_petsynth.pet.tracers import default_cutoff
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training.pairs import Record, TrainingCase
-from bids_petsynth.training.real import Stored, case_maker, load_case, regional_people, store_head, store_scan
+from bids_petsynth.training.real import (
+    Stored,
+    case_maker,
+    load_case,
+    load_scan,
+    regional_people,
+    store_head,
+    store_scan,
+)
 from bids_petsynth.training.regional import RegionalPeople
-from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid
+from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid, OtherScan
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -94,11 +102,20 @@ def prepare(
                 rows.append(_row(pair, "left out", str(error)))
                 report(f"{pair.pet.label}: left out. {error}")
         if scans:
-            record = record_of(group[0].case)
+            case, others = group[0].case, {}
+            for scan in case.others:
+                try:
+                    others[scan.modality], quality = _other(scan, head[1], how)
+                    rows.append(_row(Pair(case, scan), "used", "") | quality)
+                except PetsynthError as error:
+                    rows.append(_row(Pair(case, scan), "left out", str(error)))
+                    report(f"{scan.label}: left out. {error}")
+            record = record_of(case)
             known = {name: value.value for name, value in record.values.items() if value.value is not None}
             known |= {"notes": record.notes} if record.notes else {}
-            people.append(Stored(group[0].pet.participant, head[0], scans, known, loads[0] if loads else None))
-            report(f"{group[0].case.label}: {', '.join(scans)} ready")
+            load = loads[0] if loads else None
+            people.append(Stored(group[0].pet.participant, head[0], scans, known, load, others))
+            report(f"{case.label}: {', '.join([*scans, *others])} ready")
     return people, rows
 
 
@@ -152,7 +169,7 @@ def _row(pair: Pair, status: str, reason: str) -> dict[str, object]:
     pet = pair.pet
     gap = "n/a" if pair.gap_days is None else pair.gap_days
     return dict(
-        zip(COLUMNS, (f"sub-{pet.participant}", pet.session or "n/a", pet.tracer, status, reason, gap), strict=True)
+        zip(COLUMNS, (f"sub-{pet.participant}", pet.session or "n/a", pet.modality, status, reason, gap), strict=True)
     )
 
 
@@ -199,6 +216,22 @@ def _scan(pair: Pair, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[st
     quality = json.loads(figures.read_text()) | {"picture": f"{path.parent.name}/{picture.name}"}
     result = quantify(suvr[None], anatomy.labels, anatomy.grid, spec)
     return path, quality, None if result.centiloid is None else result.centiloid.mean
+
+
+def _other(scan: OtherScan, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[str, object]]:
+    """A T2w, FLAIR or CT image on the model grid, and the path of its picture."""
+    from bids_petsynth.anatomy.others import prepare_other
+    from bids_petsynth.reports.training import other_picture
+
+    key = hash_settings([_content(scan.path), scan.modality, anatomy.grid.affine.tolist()])
+    path = how.work / "scans" / f"{scan.label}_{key[:12]}.npz"
+    if not path.is_file():
+        store_scan(prepare_other(scan, anatomy, how.seed), path)
+    picture = path.with_suffix(".jpg")
+    if not picture.is_file():
+        image = load_scan(path).numpy()
+        picture.write_bytes(other_picture(anatomy.t1w, image, anatomy.labels > 0, scan.modality))
+    return path, {"picture": f"{path.parent.name}/{picture.name}"}
 
 
 def _content(path: Path) -> str:
@@ -297,7 +330,9 @@ def describe(people_in: Sequence[Stored], people_out: Sequence[Stored], recipe: 
 
     def crowd(people: Sequence[Stored]) -> str:
         count = len({stored.participant for stored in people})
-        scans = {t: sum(t in stored.scans for stored in people) for t in recipe.tracers}
+        known = [name for name in recipe.modalities if name != "T1w"]
+        scans = {name: sum(name in {**stored.scans, **stored.others} for stored in people) for name in known}
+        scans = {name: n for name, n in scans.items() if n or name in recipe.tracers}
         parts = [f"{count} people", ", ".join(f"{n} {tracer} scans" for tracer, n in scans.items())]
         ages = [stored.record["age"] for stored in people if "age" in stored.record]
         sexes = [stored.record["sex"] for stored in people if "sex" in stored.record]

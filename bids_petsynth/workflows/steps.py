@@ -31,7 +31,7 @@ from bids_petsynth.models.synthesizer import built_in, reader_of
 from bids_petsynth.pet.tracers import centiloid_equation
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.settings import Settings, Space
-from bids_petsynth.types import Anatomy, Case, ClinicalRecord, PetScan
+from bids_petsynth.types import Anatomy, Case, ClinicalRecord, OtherScan, PetScan
 from bids_petsynth.workflows.outputs import bias_correction, centiloid_metadata, write_anatomy, write_pet
 
 log = logging.getLogger("bids_petsynth")
@@ -66,8 +66,9 @@ def record_of(case: Case, settings: Settings) -> ClinicalRecord:
 
 
 def pets_hash(case: Case) -> list[str]:
-    """Hashes of the real PET scans that a case brings along."""
-    return [hash_file(pet.path) + hash_settings(dict(pet.sidecar)) for pet in case.pets]
+    """Hashes of the real scans that a case brings along beside its T1w."""
+    pets = [hash_file(pet.path) + hash_settings(dict(pet.sidecar)) for pet in case.pets]
+    return [*pets, *(scan.modality + hash_file(scan.path) for scan in case.others)]
 
 
 def scan_hash(case: Case) -> str:
@@ -138,28 +139,32 @@ def warps(head: Anatomy, settings: Settings, folder: Path) -> dict[str, list[str
 def draws(case: Case, head: Anatomy, record: ClinicalRecord, tracer: str, settings: Settings) -> np.ndarray:
     """Draws of one tracer in SUVR, ``(M, X, Y, Z)``."""
     model = model_of(settings.model, settings.device, settings.texts)
-    given = {pet.tracer: scan_on(head, pet, settings) for pet in given_pets(case, tracer, settings)}
+    given = {scan.modality: scan_on(head, scan, settings) for scan in given_scans(case, tracer, settings)}
     return model.draw(head, record, tracer, settings.n_draws, settings.seed, case.label, given)
 
 
-def given_pets(case: Case, tracer: str, settings: Settings) -> list[PetScan]:
-    """The case's real PET scans that the model is given to draw a tracer."""
-    there = {"T1w", *(pet.tracer for pet in case.pets)}
-    taken = taken_sources(description_of(settings.model).recipe.conditioning, there, tracer)
-    return [pet for pet in case.pets if pet.tracer in taken]
+def given_scans(case: Case, target: str, settings: Settings) -> list[PetScan | OtherScan]:
+    """The case's real scans beside the T1w that the model is given to draw a target."""
+    scans = [*case.pets, *case.others]
+    there = {"T1w", *(scan.modality for scan in scans)}
+    taken = taken_sources(description_of(settings.model).recipe.conditioning, there, target)
+    return [scan for scan in scans if scan.modality in taken]
 
 
-def scan_on(head: Anatomy, pet: PetScan, settings: Settings) -> np.ndarray:
-    """A real PET scan in SUVR on the model grid, prepared as in training.
+def scan_on(head: Anatomy, scan: PetScan | OtherScan, settings: Settings) -> np.ndarray:
+    """A real scan on the model grid, prepared as in training: PET in SUVR, others with white matter at 1.
 
     Raises
     ------
     InputError
         If it cannot be used.
     """
+    from bids_petsynth.anatomy.others import prepare_other
     from bids_petsynth.pet.preparation import prepare_pet
 
-    return prepare_pet(pet, head, tracer_named(pet.tracer), seed=settings.seed).suvr
+    if isinstance(scan, OtherScan):
+        return prepare_other(scan, head, settings.seed)
+    return prepare_pet(scan, head, tracer_named(scan.tracer), seed=settings.seed).suvr
 
 
 def outputs(
@@ -177,8 +182,8 @@ def outputs(
 
     model = description_of(settings.model)
     generator = Generator(model, texts=reader_of(model, settings.texts))
-    given = given_pets(case, tracer, settings)
-    names = [scan.tracer for scan in given]
+    given = given_scans(case, tracer, settings)
+    names = [scan.modality for scan in given]
     pet = summarise(head, volumes, record, tracer, generator, settings.seed, case.label, names)
     affine = head.grid.affine
     templates: dict[Space, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
