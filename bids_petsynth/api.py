@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from bids_petsynth.bids.sink import Sink
 from bids_petsynth.clinical.language import Prompt, TextOptions
 from bids_petsynth.clinical.limits import untold
 from bids_petsynth.clinical.variables import variables as clinical_variables
-from bids_petsynth.models.conditioning import used_variables
+from bids_petsynth.models.conditioning import is_pet, taken_sources, used_variables
 from bids_petsynth.models.folder import Model
 from bids_petsynth.models.sensitivity import moved_by
 from bids_petsynth.models.synthesizer import Synthesizer as Generator
@@ -226,10 +226,11 @@ def summarise(
     generator: Generator,
     seed: int,
     label: str,
+    given: Collection[str] = (),
 ) -> SyntheticPET:
-    """Draws in SUVR with what is read off them and how they were made."""
+    """Draws in SUVR with what is read off them and how they were made; ``given`` are the real scans beside the T1w."""
     spec, model = tracer_named(tracer), generator.model
-    synthesis = synthesis_of(model, seed, len(draws))
+    synthesis = synthesis_of(model, seed, len(draws), spec.name, given)
     labels = pool_labels(anatomy.probabilities, model.recipe.label_pool)
     own = own_seed(seed, label)
     foreseen = generator.foreseen(labels, anatomy.labels, record, spec.name, len(draws), own)
@@ -247,9 +248,19 @@ def own_seed(seed: int, label: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{label}".encode()).digest()[:6], "little")
 
 
-def synthesis_of(model: Model, seed: int, n_draws: int) -> Synthesis:
-    """How a model makes PET, as sidecars tell it."""
-    process = model.recipe.process
+def synthesis_of(model: Model, seed: int, n_draws: int, target: str = "", given: Collection[str] = ()) -> Synthesis:
+    """How a model makes a target of a person with a T1w and the ``given`` scans, as sidecars tell it."""
+    recipe, process = model.recipe, model.recipe.process
+    spec, net = recipe.conditioning, recipe.network
+    images = [name for name, image in (("T1w", "t1w"), ("label probabilities", "labels")) if image in spec.images]
+    scans = taken_sources(spec, {"T1w", *given}, target)
+    values = [("clinical values", spec.numeric and spec.variables), ("text", spec.text is not None)]
+    added = [
+        (f"{net.attention} attention", net.attention != "none"),
+        ("attention gates", net.gates),
+        ("fusion by attention", spec.sources and spec.fusion == "attention" and net.kind == "unet"),
+        ("cross-attention to a text", spec.text is not None),
+    ]
     return Synthesis(
         model=model.recipe.name,
         version=model.version,
@@ -260,8 +271,15 @@ def synthesis_of(model: Model, seed: int, n_draws: int) -> Synthesis:
         guidance=process.guidance,
         seed=seed,
         n_draws=n_draws,
-        process="regional flow, then image flow" if model.regional is not None else process.kind,
-        space=model.recipe.space.kind,
+        process="regional flow, then image flow"
+        if model.regional is not None
+        else process.kind + (" from noise" if process.kind == "direct" and process.noise else ""),
+        space=recipe.space.kind,
+        network=(net.kind, *(name for name, there in added if there)),
+        inputs=(
+            *dict.fromkeys([*images, *(f"{name} PET" if is_pet(name) else name for name in scans)]),
+            *(name for name, there in values if there),
+        ),
     )
 
 

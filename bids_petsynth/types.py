@@ -32,6 +32,8 @@ class Case:
         A sentence if the participant cannot be worked on (no T1w, dangling link …), else None.
     pets
         Real PET scans that belong to the T1w, for models that take such as a source.
+    others
+        Other images of the head that belong to the T1w (T2w, FLAIR, CT), likewise.
     """
 
     participant: str
@@ -43,6 +45,7 @@ class Case:
     notes: tuple[str, ...] = ()
     problem: str | None = None
     pets: tuple[PetScan, ...] = ()
+    others: tuple[OtherScan, ...] = ()
 
     @property
     def label(self) -> str:
@@ -193,3 +196,27 @@ class PetScan:
         """``sub-01_ses-1_trc-AV45``: how messages and outputs name it."""
         session = f"_ses-{self.session}" if self.session else ""
         return f"sub-{self.participant}{session}_trc-{self.tracer}"
+
+    @property
+    def modality(self) -> str:
+        """The tracer, as recipes name it among their sources."""
+        return self.tracer
+
+
+@dataclass(frozen=True)
+class OtherScan:
+    """One T2w, FLAIR or CT image of the head as found in a dataset; its attributes are those of :class:`PetScan`."""
+
+    participant: str
+    session: str | None
+    modality: str
+    path: Path
+    date: str | None = None
+    notes: tuple[str, ...] = ()
+    problem: str | None = None
+
+    @property
+    def label(self) -> str:
+        """``sub-01_ses-1_T2w``: how messages and prepared files name it."""
+        session = f"_ses-{self.session}" if self.session else ""
+        return f"sub-{self.participant}{session}_{self.modality}"

@@ -6,7 +6,7 @@ import torch
 
 from bids_petsynth.models.autoencoder import build_space
 from bids_petsynth.models.conditioning import Standardisation
-from bids_petsynth.models.denoiser import Denoiser
+from bids_petsynth.models.denoiser import build_denoiser
 from bids_petsynth.models.folder import Model, build_regional
 from bids_petsynth.models.recipe import Recipe, load_recipe
 
@@ -45,7 +45,7 @@ def small_model(recipe: Recipe | None = None, trained: bool = True) -> Model:
     """A model with random weights; ``trained`` gives the output layers weights too, so that all inputs matter."""
     recipe = recipe or small_recipe()
     torch.manual_seed(0)
-    net, regional = Denoiser(recipe, CLASSES), build_regional(recipe, CLASSES)
+    net, regional = build_denoiser(recipe, CLASSES), build_regional(recipe, CLASSES)
     if trained:
         for part in filter(None, (net, regional)):
             for parameter in part.parameters():

@@ -157,11 +157,12 @@ def test_painting_in_the_latent_space_is_measured_there():
     torch.testing.assert_close(net.measure(latents, sources), means, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize("sources", [["t1w"], ["labels"], []])
-def test_image_sources_can_be_left_out(sources):
-    net = Denoiser(small_recipe(conditioning={"images": sources}, **PLAIN), CLASSES)
+@pytest.mark.parametrize(("shown", "sources"), [(["t1w"], []), (["labels"], []), ([], ["T1w"])])
+def test_image_sources_can_be_left_out(shown, sources):
+    net = Denoiser(small_recipe(conditioning={"images": shown, "sources": sources}, **PLAIN), CLASSES)
+    scans = (torch.randn(1, 1, 8, 4, 6, 4), torch.ones(1, 1, dtype=torch.bool)) if sources else ()
     with torch.no_grad():
-        out = net(torch.randn(1, 8, 4, 6, 4), torch.tensor([0.5]), net.prepare(*images()), condition(1))
+        out = net(torch.randn(1, 8, 4, 6, 4), torch.tensor([0.5]), net.prepare(*images(), *scans), condition(1))
     assert out.shape == (1, 8, 4, 6, 4)
 
 

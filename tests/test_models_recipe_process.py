@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import tomli_w
 import torch
 
 from bids_petsynth.errors import ModelError
@@ -138,6 +139,48 @@ def test_bad_recipes_get_one_sentence(old, new, words):
         parse_recipe(text.replace(old, new, 1), "mine.toml")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+AUTOENCODER = {"kind": "autoencoder", "channels": [8, 16], "latent_channels": 2}
+VOLUME = {"kind": "codec", "cutoff": 0.125, "fold": 1}
+DDPM = {"kind": "ddpm", "steps": 2, "timesteps": 10}
+SLABS = {"kind": "dual-arm", "channels": [8, 16], "groups": 4, "slices": 12, "stride": 4}
+OF_T1W = {"images": [], "sources": ["T1w"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"space": AUTOENCODER | {"groups": 5}}, "space: channels: each must be a multiple of groups"),
+        ({"process": DDPM | {"beta": [0.1, 1.5]}}, "process: beta"),
+        ({"process": DDPM | {"beta": [0.2, 0.1]}}, "process: beta"),
+        ({"network": SLABS | {"stride": 13}}, "network.stride: slabs of 12 slices would leave gaps"),
+        ({"network": SLABS | {"slices": 10}, "losses": {"ssim": 1.0}}, "network.slices: losses.ssim needs 11"),
+        ({"network": SLABS | {"slices": 99}}, "network.slices: the volume has 48"),
+        ({"network": SLABS, "losses": {"adversarial": 0.1}}, "losses.adversarial"),
+        ({"network": SLABS | {"attention": "full"}}, "neither attention nor gates"),
+        ({"network": {"channels": [8, 6], "groups": 2, "attention": "full"}}, "network.attention needs multiples of 4"),
+        ({"network": {"channels": [6, 8], "groups": 2}, "conditioning": OF_T1W}, "conditioning.fusion needs multiples"),
+        ({"network": {"channels": [6, 8], "groups": 2}, "conditioning": {"text": {}}}, "text needs multiples of 4"),
+        ({"conditioning": {"variables": [{"name": "ptau217_lumipuls"}]}}, "did you mean ptau217_lumipulse"),
+        ({"conditioning": {"sources": ["FDGG"]}}, "conditioning.sources: there is no FDGG; did you mean FDG?"),
+        ({"tracers": ["flortaucipir"]}, "tracers: there is no flortaucipir"),
+        ({"tracers": ["AV45", "T1w"]}, '"t1w" gives away the T1w'),
+        ({"tracers": ["T1w"], "conditioning": {"images": ["labels"]}}, '"labels" gives away the T1w'),
+        ({"conditioning": {"images": []}}, "nothing of the person is shown to a network that draws AV45"),
+        ({"tracers": ["T1w"], "conditioning": OF_T1W}, "nothing of the person is shown to a network that draws T1w"),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_told_when_a_recipe_is_read(changes, words):
+    own = OF_T1W if changes.get("network", {}).get("kind") == "dual-arm" else {}
+    data = load_recipe("petsynth").model_dump(mode="json", exclude_none=True) | {"space": VOLUME, "regional": None}
+    for part, values in ({"conditioning": own} | changes).items():
+        fresh = "kind" in values
+        data[part] = data[part] | values if isinstance(values, dict) and not fresh else values
+    data = {part: values for part, values in data.items() if values is not None}
+    with pytest.raises(ModelError) as caught:
+        parse_recipe(tomli_w.dumps(data), "mine.toml")
+    assert words in str(caught.value) and "\n" not in str(caught.value) and str(caught.value).count(". ") == 0
 
 
 def test_unknown_recipe_lists_the_known_ones():

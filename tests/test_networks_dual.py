@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from models_small import CLASSES, small_model, small_recipe
+from models_small import SHAPE as VOLUME
 from torch import nn
 
+from bids_petsynth.models.denoiser import build_denoiser
 from bids_petsynth.models.networks.dual import DualArm
 from bids_petsynth.models.networks.slab import cut, join, starts, weights
 from bids_petsynth.models.networks.unet import UNet
+from bids_petsynth.models.synthesizer import Synthesizer
+from bids_petsynth.types import Anatomy, ClinicalRecord, Grid
 
 CASES = [(7, 7, 3), (20, 15, 5), (23, 6, 4), (10, 4, 4), (9, 5, 1), (8, 1, 1)]
 
@@ -184,3 +191,23 @@ def test_an_arm_is_a_unet_that_may_have_attention():
     assert isinstance(net.arms[0].unet, UNet) and net.arms[0].unet.attention is not None
     noisy, source, time, clinical = inputs()
     assert net(noisy, source, time[:1], clinical[:1])[0].shape == noisy.shape
+
+
+def test_a_sampler_asks_the_conditioner_once_per_head():
+    """And draws the same as if it were asked in every step."""
+    space, network = {"cutoff": 0.25, "fold": 1}, {"kind": "dual-arm", "slices": 6, "stride": 3, "channels": [8, 16]}
+    conditioning = {"images": [], "sources": ["T1w"], "variables": []}
+    recipe = small_recipe(space=space, network=network, conditioning=conditioning, regional=None, tracers=["AV45"])
+    net = drawn(build_denoiser(recipe, CLASSES))
+    model = replace(small_model(recipe), denoiser=net, latent_mean=(0.5,), latent_sd=(0.6,))
+    rng = np.random.default_rng(0)
+    labels = np.zeros((CLASSES, *VOLUME), np.float16)
+    head = Anatomy(rng.random(VOLUME, np.float32), labels[0], labels, Grid(VOLUME, np.eye(4)))
+    asked = []
+    net.arms.arms[0].stem.register_forward_hook(lambda *_: asked.append(1))
+    once = Synthesizer(model).draw(head, ClinicalRecord({}), "AV45", n_draws=3)
+    assert len(asked) == 1
+    net.settled = lambda sources: sources
+    every = Synthesizer(model).draw(head, ClinicalRecord({}), "AV45", n_draws=3)
+    assert len(asked) > 3
+    np.testing.assert_array_equal(once, every)

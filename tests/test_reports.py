@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,14 +19,16 @@ from bids_petsynth.anatomy.regions import lookup
 from bids_petsynth.anatomy.volume import Volume
 from bids_petsynth.api import SyntheticPET, synthesis_of
 from bids_petsynth.bids.dataset import DONE, FAILED, record_status
+from bids_petsynth.bids.sidecars import synthesis_metadata
 from bids_petsynth.bids.sink import Sink
 from bids_petsynth.cli.main import main
 from bids_petsynth.models.conditioning import used_variables
+from bids_petsynth.models.recipe import load_recipe
 from bids_petsynth.models.synthesizer import built_in
 from bids_petsynth.pet.quantification import normalise, quantify
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.reports.boilerplate import bibliography, methods
-from bids_petsynth.reports.content import read_participant
+from bids_petsynth.reports.content import Pet, Scan, read_participant
 from bids_petsynth.reports.participant import LIMIT, write_report
 from bids_petsynth.settings import Settings
 from bids_petsynth.tables import read_table
@@ -250,6 +253,55 @@ def test_methods_name_only_what_ran(out, tmp_path, capsys):
     assert "Centiloid" not in planned and "klunk2015" not in (tmp_path / "new" / "logs" / "CITATION.bib").read_text()
     assert sorted(p.name for p in (tmp_path / "new").rglob("*") if p.is_file()) == ["CITATION.bib", "CITATION.md"]
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said", "unsaid"),
+    [
+        (
+            "regression",
+            (),
+            "a direct regression in one pass of a network in a band-limited space of cosine coefficients; its network "
+            "is a 3D U-Net [@cicek2016]. It was given the T1w, the label probabilities, the tracer and clinical values",
+            ("liu2023", "ho2020", "sampler", "solver", "MONAI"),
+        ),
+        ("attention-unet", (), "a 3D U-Net [@cicek2016] with attention gates on its skips [@oktay2018]", ("shen2021",)),
+        ("gan", (), "an adversarially trained generator that draws from noise", ("solver", "regression")),
+        ("ddpm3d", (), "with the DDIM sampler [@song2020] in 50 steps", ("liu2023", "Heun")),
+        (
+            "pasta",
+            (),
+            "conditions the other [@li2024]. It was given the T1w, the tracer and clinical values",
+            ("label probabilities,", "zhou2026"),
+        ),
+        (
+            "acadiff",
+            ("FDG",),
+            "attention over whatever scans are there [@zhou2026] and cross-attention to the text. It was given the "
+            "T1w, the person's real FDG PET, the tracer, clinical values and a text written from the clinical values",
+            ("label probabilities,", "liu2023"),
+        ),
+        ("acadiff", (), "given the T1w, the tracer, clinical values and a text", ("real FDG",)),
+        (
+            "cldm",
+            ("FDG", "FBB"),
+            "It was given the person's real FBB PET, the tracer and clinical values",
+            ("the T1w,",),
+        ),
+        ("mri2pet", (), "a 3D U-Net [@cicek2016] with linear attention [@shen2021]. It was given the T1w, the tr", ()),
+        ("petsynth", (), "given that uptake in a band", ("ho2020",)),
+    ],
+)
+def test_methods_tell_what_a_recipe_is_given_and_how_it_draws(name, given, said, unsaid):
+    model = replace(description_of(None), recipe=load_recipe(name))
+    model = model if name == "petsynth" else replace(model, regional=None)
+    about = synthesis_metadata(synthesis_of(model, 0, 8, "AV45", given), ClinicalRecord({}), ["age"])
+    pet = Pet(tracer_named("AV45"), Path(), Path(), about, (), {"target": "amyloid_cortex"})
+    found = methods([Scan(Case("01", None, None), None, None, None, {"BiasCorrection": "N4"}, [pet], {})])
+    (text,) = (part for part in found.markdown.split("\n\n") if part.startswith("PET of AV45"))
+    assert said in text
+    assert not [word for word in unsaid if word in text]
+    assert set(re.findall(r"@(\w+)", text)) <= {reference.key for reference in found.references}
 
 
 def test_every_cited_key_exists_and_every_tracer_can_be_shown():

@@ -1,4 +1,4 @@
-"""What a step minimises: alike however a batch is shared, and with the text that the synthesizer would read."""
+"""What a step minimises: alike however a batch is shared, with the text that the synthesizer would read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bids_petsynth.models.autoencoder import build_space
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training.generator import build_model
 from bids_petsynth.training.loop import Share, step_generator
-from bids_petsynth.training.objective import Objective
+from bids_petsynth.training.objective import Objective, _other_noise
 from bids_petsynth.training.pairs import Pool
 
 TEXT = {"style": "template", "encoder": "hashed", "width": 32, "tokens": 8}
@@ -169,3 +169,22 @@ def test_notes_are_read_in_training_exactly_where_the_synthesizer_reads_them(var
     # a step shows and withholds them
     shown = [made.example(step, step_generator(0, step), Share()).condition for step in range(3)]
     assert all(one.text_mask.shape == (4, 8) for one in shown)
+
+
+@pytest.mark.parametrize("cutoff", [0.25, 0.125, 0.0625])
+def test_regions_are_weighed_and_learned_on_voxels_finer_and_coarser_than_labels(cutoff):
+    """Voxels of 2, 4 and 8 mm beside labels of 4 mm."""
+    space = {"cutoff": cutoff, "fold": 1}
+    losses = {"l1": 1.0, "regions": "learned"}
+    recipe = small_recipe(tracers=["AV45"], regional=None, space=space, losses=losses, network={"channels": [16]})
+    made = objective(recipe)
+    made.loss(0, step_generator(0, 0), Share()).backward()
+    assert made.net.regions["AV45"].log_variance.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 7), (7, 6, 15)])
+def test_noise_of_the_other_arm_is_nowhere_the_same_and_as_random(shape):
+    noise = torch.randn(2, 1, *shape, generator=torch.Generator().manual_seed(0))
+    other = _other_noise(noise)
+    assert not (other == noise).any()
+    torch.testing.assert_close(other.flatten(1).sort().values, noise.flatten(1).sort().values)

@@ -212,3 +212,15 @@ def test_evaluation_of_a_perfect_model():
     assert row["mae_of_mean"] == pytest.approx(np.nanmean(np.abs(truth[1] - truth[0])) / 2, abs=1e-6)
     assert row["true_positive"] - row["true_negative"] == pytest.approx(0.9, abs=0.03)
     assert spread["AV45"] == pytest.approx(1 / 3)
+
+
+def test_a_simulated_person_is_scanned_with_pet_alone_though_a_t1w_is_drawn_too(tmp_path):
+    changes = {"images": [], "sources": ["T1w", "T2w", "FDG"]}
+    recipe = small_recipe(
+        grid={"shape": list(SHAPE)}, tracers=["AV45", "T1w"], regional=None, conditioning=changes, training={"pool": 1}
+    )
+    ground = SimulatedGround(save(phantom_heads(), tmp_path / "a.npz"), recipe)
+    # a source that is no target is scanned as well
+    assert set(ground.case(0).pet) == {"AV45", "FDG"}
+    assert [set(case.pet) for case in ground.held_cases(1)] == [{"AV45", "FDG"}]
+    assert ground._tracers[0] == ("AV45",)

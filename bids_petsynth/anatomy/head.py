@@ -14,7 +14,7 @@ from bids_petsynth.anatomy import alignment as align
 from bids_petsynth.anatomy.bias import bias_field
 from bids_petsynth.anatomy.network import LABEL_SHAPE, LABEL_SPACING, LOCATE_SPACING
 from bids_petsynth.anatomy.quality import checks
-from bids_petsynth.anatomy.regions import LEFT, RIGHT, all_regions, codes_of, n_classes, regions
+from bids_petsynth.anatomy.regions import all_regions, codes_of, n_classes, regions, white_matter
 from bids_petsynth.anatomy.segmentation import brain_mask, class_probabilities, sided_codes
 from bids_petsynth.anatomy.volume import Volume, canonical, own_grid, resample, smoothed_for
 from bids_petsynth.errors import InputError
@@ -108,9 +108,7 @@ def analyse_head(
     probabilities = _probabilities_on(grid, image, source, field, coarse_grid, found, device)
     inside = None if mask is None else resample(canonical(mask), grid, order=1) > 0.5
     labels, probabilities = _label_grid(probabilities, grid, found, inside)
-    white = np.isin(
-        labels, [c for r in regions() if r.tissue == "wm" for c in (r.index, LEFT + r.index, RIGHT + r.index)]
-    )
+    white = white_matter(labels)
     if white.sum() < 1000:
         raise InputError(f"{who}: no white matter was recognised in the T1w; check that it is T1-weighted.")
     unit = float(np.median(image[white]))

@@ -112,3 +112,9 @@ def class_weights(names: Sequence[str], volumes: np.ndarray) -> np.ndarray:
     if not weights.any():
         weights[chosen] = 1
     return weights / weights.sum()
+
+
+def white_matter(labels: np.ndarray) -> np.ndarray:
+    """Where sided ``dseg`` codes ``(X, Y, Z)`` are those of white matter."""
+    codes = [c for r in regions() if r.tissue == "wm" for c in (r.index, LEFT + r.index, RIGHT + r.index)]
+    return np.isin(labels, codes)

@@ -32,8 +32,8 @@ class Volume:
         return Grid(tuple(self.data.shape), self.affine)
 
 
-def read_t1w(path: Path, who: str) -> Volume:
-    """Read a T1w scan of any axis order and check that it can be one.
+def read_t1w(path: Path, who: str, modality: str = "T1w") -> Volume:
+    """Read a T1w scan, or another image of the head, of any axis order and check that it can be one.
 
     Parameters
     ----------
@@ -41,6 +41,8 @@ def read_t1w(path: Path, who: str) -> Volume:
         NIfTI file.
     who
         Name of the participant for messages (``sub-01``).
+    modality
+        What it is called there.
 
     Returns
     -------
@@ -71,9 +73,9 @@ def read_t1w(path: Path, who: str) -> Volume:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
-        raise fail(f"has {len(shape)} dimensions {shape} where a T1w has 3", "keep one 3D volume")
+        raise fail(f"has {len(shape)} dimensions {shape} where a {modality} has 3", "keep one 3D volume")
     if min(shape) < 16:
-        raise fail(f"has only {min(shape)} slices along one axis", "use a 3D T1w that covers the whole head")
+        raise fail(f"has only {min(shape)} slices along one axis", f"use a 3D {modality} that covers the whole head")
     header: Any = image.header
     codes = [int(header[code]) for code in ("qform_code", "sform_code") if code in header]
     if codes and not any(codes):

@@ -95,6 +95,29 @@ def find_pet_images(
     return _images(bids_dir, labels, _query(filters, "PET"), "pet", "pet")
 
 
+def find_other_images(
+    bids_dir: Path, labels: Sequence[str], filters: Mapping[str, Any], modality: str
+) -> dict[str, dict[str | None, list[Path]]]:
+    """Raw T2w, FLAIR or CT images by participant and session; those of MRI pass their section of the filters.
+
+    BIDS and pybids have no rule for CT: it is looked for by its suffix in folders ``anat`` and ``ct``.
+
+    Raises
+    ------
+    UsageError
+        If a filter is unusable.
+    """
+    if modality != "CT":
+        return _images(bids_dir, labels, _query(filters, modality), "anat", modality)
+    found: dict[str, dict[str | None, list[Path]]] = {label: {} for label in labels}
+    for label in labels:
+        folder = bids_dir / f"sub-{label}"
+        for path in sorted(p for where in ("*", "ses-*/*") for p in folder.glob(f"{where}/*_[Cc][Tt].nii*")):
+            if path.parent.name in ("anat", "ct") and _is_plain(path.relative_to(bids_dir)):
+                found[label].setdefault(entities_of(path).get("ses"), []).append(path)
+    return found
+
+
 def participant_labels(bids_dir: Path, asked: Iterable[str] | None) -> list[str]:
     """Labels to work on, sorted; ``UsageError`` if the dataset is none or lacks a label that is asked for."""
     if not bids_dir.is_dir():

@@ -6,6 +6,7 @@ A PET series that PETPrep has already brought onto the T1w takes the place of it
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -27,7 +28,7 @@ from bids_petsynth.bids.index import (
 )
 from bids_petsynth.bids.naming import DEFAULTS, entities_of, stem
 from bids_petsynth.errors import UsageError
-from bids_petsynth.types import Case, PetScan
+from bids_petsynth.types import Case, OtherScan, PetScan
 
 UNKNOWN = "unknown"
 """``PetScan.tracer`` of a scan with no tracer, which has a ``problem``."""
@@ -51,7 +52,7 @@ class Pair:
     """
 
     case: Case | None
-    pet: PetScan
+    pet: PetScan | OtherScan
     gap_days: int | None = None
     note: str = ""
 
@@ -186,8 +187,8 @@ def _quality(image: Path) -> tuple[bool, bool, bool, str]:
     return label != DEFAULTS["rec"], not label.startswith("nac"), label.endswith("dyn"), image.name
 
 
-def pair(cases: Sequence[Case], pets: Sequence[PetScan], max_gap: int = 365) -> list[Pair]:
-    """A pair for every PET scan, in their order, with the T1w of the same participant that fits it.
+def pair(cases: Sequence[Case], pets: Sequence[PetScan | OtherScan], max_gap: int = 365) -> list[Pair]:
+    """A pair for every scan, in their order, with the T1w of the same participant that fits it.
 
     That is the T1w of the same session, else the nearest in time if it is at most ``max_gap`` days away, else, where
     dates are not known, the participant's only T1w. Cases with a problem count as absent; a problem of the PET scan
@@ -196,14 +197,53 @@ def pair(cases: Sequence[Case], pets: Sequence[PetScan], max_gap: int = 365) -> 
     return [_pair([case for case in cases if case.participant == pet.participant], pet, max_gap) for pet in pets]
 
 
+def preference(pair: Pair) -> tuple[str, float, int]:
+    """Key that sorts the scans of one T1w by tracer, each tracer's nearest to the T1w in time first, or newest."""
+    scan = pair.pet
+    # where dates are not known, the T1w's own session is nearest
+    unknown = 0 if pair.case is not None and pair.case.session == scan.session else math.inf
+    gap = unknown if pair.gap_days is None else pair.gap_days
+    return scan.modality, gap, -date.fromisoformat(scan.date[:10]).toordinal() if scan.date else 0
+
+
+def surplus(kept: Pair, other: Pair) -> str:
+    """Why ``other`` is not used beside ``kept``, a scan of the same kind that belongs to the same T1w."""
+    (_, near, _), (_, far, _) = preference(kept), preference(other)
+    how_far = [f"{gap:g} days" if math.isfinite(gap) else "an unknown time" for gap in (near, far)]
+    why = f"it lies {how_far[0]} from the T1w, this one {how_far[1]}" if near < far else "it is the newer, or the first"
+    return f"One {kept.pet.modality} scan belongs to a T1w, and that is {kept.pet.path.name}: {why}."
+
+
 def with_pets(cases: Sequence[Case], pets: Sequence[PetScan], tracers: Collection[str], max_gap: int) -> list[Case]:
-    """The cases with the usable scans of these tracers that :func:`pair` finds to belong to them."""
-    wanted = [pet for pet in pets if pet.tracer in tracers and pet.problem is None]
-    found = [(p.case.label, p.pet) for p in pair(cases, wanted, max_gap) if p.case is not None]
-    return [replace(case, pets=tuple(pet for label, pet in found if label == case.label)) for case in cases]
+    """The cases with the usable scans of these tracers that :func:`pair` finds to belong to them, one per tracer."""
+    fitting = _fitting(cases, [pet for pet in pets if pet.tracer in tracers], max_gap)
+    return [replace(c, pets=scans, notes=(*c.notes, *notes)) for c, (scans, notes) in zip(cases, fitting, strict=True)]
 
 
-def _pair(cases: Sequence[Case], pet: PetScan, max_gap: int) -> Pair:
+def with_others(cases: Sequence[Case], scans: Sequence[OtherScan], max_gap: int) -> list[Case]:
+    """The cases with the usable T2w, FLAIR and CT images that belong to them, paired as PET is, one of each."""
+    fitting = _fitting(cases, scans, max_gap)
+    return [replace(c, others=own, notes=(*c.notes, *notes)) for c, (own, notes) in zip(cases, fitting, strict=True)]
+
+
+def _fitting(
+    cases: Sequence[Case], scans: Sequence[PetScan | OtherScan], max_gap: int
+) -> list[tuple[tuple[PetScan | OtherScan, ...], list[str]]]:
+    """For each case the scans that belong to it, one of each modality, and a sentence on each that gives way."""
+    paired = pair(cases, [scan for scan in scans if scan.problem is None], max_gap)
+    found = sorted((p for p in paired if p.case is not None), key=preference)
+    out = []
+    for case in cases:
+        first: dict[str, Pair] = {}
+        notes = []
+        for own in (p for p in found if p.case.label == case.label):
+            if (kept := first.setdefault(own.pet.modality, own)) is not own:
+                notes.append(f"{own.pet.path.name} is not used. {surplus(kept, own)}")
+        out.append((tuple(p.pet for p in first.values()), notes))
+    return out
+
+
+def _pair(cases: Sequence[Case], pet: PetScan | OtherScan, max_gap: int) -> Pair:
     """The T1w that fits a scan among those of its participant."""
     usable = [case for case in cases if case.t1w and not case.problem]
     if not usable:
@@ -226,7 +266,7 @@ def _pair(cases: Sequence[Case], pet: PetScan, max_gap: int) -> Pair:
     return Pair(case, pet, note=text if case.session and pet.session else "")
 
 
-def _gap(case: Case, pet: PetScan) -> int | None:
+def _gap(case: Case, pet: PetScan | OtherScan) -> int | None:
     """Days between T1w and PET, None if a date is not known."""
     if not case.t1w_date or not pet.date:
         return None

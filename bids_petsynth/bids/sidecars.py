@@ -21,7 +21,8 @@ class Synthesis:
 
     ``demonstration`` marks a model that was trained on simulated PET; ``process`` and ``space`` are the recipe's kinds
     (``rectified-flow``, ``codec`` …). ``prompt`` tells how the record was put into words, ``text_encoder`` what read
-    them; both are empty for models without a prompt.
+    them; both are empty for models without a prompt. ``network`` names the network and what is added to it, ``inputs``
+    what it was given of the person, of the scans that it may do without those that were there.
     """
 
     model: str
@@ -37,6 +38,8 @@ class Synthesis:
     space: str = ""
     prompt: str = ""
     text_encoder: str = ""
+    network: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
 
 
 _KINDS = {
@@ -233,6 +236,8 @@ def synthesis_metadata(
             "WeightsSHA256": synthesis.weights_sha256,
             "Process": synthesis.process,
             "Space": synthesis.space,
+            **({"Network": list(synthesis.network)} if synthesis.network else {}),
+            **({"Inputs": list(synthesis.inputs)} if synthesis.inputs else {}),
         },
         "DemonstrationModel": synthesis.demonstration,
         "Sampler": {

@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         type=positive,
         default=365,
         metavar="DAYS",
-        help="days between T1w and real PET, for models that take PET as a source (default: %(default)s)",
+        help="days between T1w and other real scans, for models that take such as sources (default: %(default)s)",
     )
     add_language(out)
     add_running(out)
@@ -228,17 +228,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _with_sources(cases: list, arguments: argparse.Namespace, settings: Settings) -> list:
-    """The cases with the real PET scans that the model takes as sources, if it takes any."""
-    from bids_petsynth.bids.pets import find_pets, with_pets
+    """The cases with the real scans beside the T1w that the model takes as sources, if it takes any."""
+    from bids_petsynth.bids.others import find_others
+    from bids_petsynth.bids.pets import find_pets, with_others, with_pets
     from bids_petsynth.models.conditioning import is_pet
     from bids_petsynth.pet.tracers import canonical
     from bids_petsynth.workflows import steps
 
-    tracers = [name for name in steps.description_of(settings.model).recipe.conditioning.sources if is_pet(name)]
+    sources = steps.description_of(settings.model).recipe.conditioning.sources
+    chosen = arguments.participant_label, arguments.session_label, filters_of(arguments)
+    cases = with_others(cases, find_others(settings.bids_dir, sources, *chosen), arguments.max_gap)
+    tracers = [name for name in sources if is_pet(name)]
     if not tracers:
         return cases
-    chosen = arguments.participant_label, arguments.session_label, filters_of(arguments), settings.derivatives
-    return with_pets(cases, find_pets(settings.bids_dir, *chosen, canonical), tracers, arguments.max_gap)
+    pets = find_pets(settings.bids_dir, *chosen, settings.derivatives, canonical)
+    return with_pets(cases, pets, tracers, arguments.max_gap)
 
 
 def _check(settings: Settings) -> None:
@@ -335,8 +339,8 @@ def _dry_run(cases: list, settings: Settings) -> int:
         for kind, path in {"T1w": case.t1w, **case.derivatives}.items():
             print(f"  {kind:<12} {path}")
         used = used_variables(job.record, recipe.conditioning.variables)
-        for pet in case.pets:
-            print(f"  {pet.tracer:<12} {pet.path}")
+        for scan in (*case.pets, *case.others):
+            print(f"  {scan.modality:<12} {scan.path}")
         for name, value in sorted(job.record.values.items(), key=lambda item: item[0] not in used):
             if name in used or value.status != "missing":
                 extra = "" if name in used else " (not an input of this model)"

@@ -104,7 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
     window = pet_window(arguments)
     import torch
 
-    from bids_petsynth.bids.pets import find_pets, pair
+    from bids_petsynth.bids.others import find_others
+    from bids_petsynth.bids.pets import find_pets, pair, with_others
     from bids_petsynth.bids.sink import check_writable, hash_settings, tsv_text, write_bytes
     from bids_petsynth.clinical.language import TextReader
     from bids_petsynth.models.conditioning import is_pet
@@ -119,9 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         Preparation,
         SiteGround,
         describe,
-        heads_without_pet,
-        prepare,
-        share_of,
+        prepare_together,
     )
 
     torch.set_num_threads(threads)
@@ -140,11 +139,11 @@ def run(arguments: argparse.Namespace) -> int:
     bids_dir = arguments.bids_dir.resolve()
     cases = find_requested(arguments, bids_dir, {})
     filters = filters_of(arguments)
+    chosen = arguments.participant_label, arguments.session_label, filters
+    cases = with_others(cases, find_others(bids_dir, recipe.conditioning.sources, *chosen), arguments.max_gap)
     pets = find_pets(
         bids_dir,
-        arguments.participant_label,
-        arguments.session_label,
-        filters,
+        *chosen,
         derivative_folders(arguments.derivatives),
         canonical,
     )
@@ -161,12 +160,8 @@ def run(arguments: argparse.Namespace) -> int:
     if recipe.conditioning.text is not None and words.cache is None:
         words = replace(words, cache=(working / "texts").resolve())
     read = _reader(bids_dir, arguments.mapping, words.notes_columns)
-    if fabric.world_size > 1:
-        # each process prepares its part of the people, then all find everything prepared
-        prepare(share_of(pairs, fabric.global_rank, fabric.world_size), recipe, read, how, say)
-        fabric.barrier()
-    people, rows = prepare(pairs, recipe, read, how, say if first else lambda line: None)
-    unpaired = heads_without_pet(cases, pairs, recipe, how, say) if recipe.pretraining else []
+    alone = cases if recipe.pretraining else []
+    people, rows, unpaired = prepare_together(fabric, pairs, alone, recipe, read, how, say)
 
     def tell_pairs() -> None:
         columns = list(dict.fromkeys(column for row in rows for column in row))

@@ -289,6 +289,7 @@ def add_to_model(folder: Path, sets: Sequence[Normative]) -> None:
 def main(argv: list[str] | None = None) -> None:
     """``python -m bids_petsynth.evaluation.normative ARRAYS MODEL``: simulated people on the model's heads."""
     from bids_petsynth.anatomy.alignment import template_grid
+    from bids_petsynth.models.conditioning import is_pet
     from bids_petsynth.models.folder import load_model
     from bids_petsynth.training.pairs import load_heads
 
@@ -301,8 +302,9 @@ def main(argv: list[str] | None = None) -> None:
     recipe, names = (model := load_model(args.model)).recipe, set(model.heads)
     heads = load_heads(args.arrays, recipe).select(lambda name: name in names)
     grid = template_grid(tuple(recipe.grid.shape), recipe.grid.voxel_size)
-    cases = simulated_normals(heads, recipe.tracers, recipe.grid.voxel_size, args.seed, args.people)
-    sets = normative_from_cases(cases, recipe.tracers, grid, simulated=True)
+    tracers = [name for name in recipe.tracers if is_pet(name)]
+    cases = simulated_normals(heads, tracers, recipe.grid.voxel_size, args.seed, args.people)
+    sets = normative_from_cases(cases, tracers, grid, simulated=True)
     if not sets:
         parser.error(f"--people {args.people} is too few: a useful set has {setting('normative_least')} or more")
     add_to_model(args.model, sets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -53,6 +53,18 @@ def tracer_index(tracer: str) -> int:
         raise ModelError(
             f"Tracer {tracer} is not in data/tracer_codes.tsv; use one of {known}, or add a row."
         ) from None
+
+
+def taken_sources(spec: ConditioningSpec, there: Collection[str], target: str) -> tuple[str, ...]:
+    """Which of the scans that a person has a recipe's network is given to draw ``target``, in the recipe's order.
+
+    "attention" takes all of its sources; "concatenation" one: a real PET where there is one, as it tells more of
+    another PET than any anatomical image, else the first of the recipe's list.
+    """
+    usable = [name for name in spec.sources if name in there and name != target]
+    if spec.fusion == "attention":
+        return tuple(usable)
+    return tuple(sorted(usable, key=lambda name: not is_pet(name))[:1])
 
 
 @dataclass(frozen=True)

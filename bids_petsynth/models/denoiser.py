@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bids_petsynth.folding import fold, unfold
 from bids_petsynth.models.conditioning import TRACER_SLOTS, RecordEmbedding, time_features, tracer_index
-from bids_petsynth.models.networks.dual import DualArm
+from bids_petsynth.models.networks.dual import Conditioning, DualArm
 from bids_petsynth.models.networks.fusion import SourceFusion
 from bids_petsynth.models.networks.unet import UNet
 from bids_petsynth.models.recipe import Recipe
@@ -28,7 +28,8 @@ class Sources:
     ``features`` is ``(N, channels, x, y, z)`` on the latent grid; ``painting`` paints regional means on the folded
     grid's voxels where the recipe has a regional part. ``given (N, S, C, x, y, z)`` are the recipe's sources in
     standardised latents and ``there (N, S)`` tells which of them are there; ``code (N, E)`` names the one source where
-    only one is taken. N may be 1 for a batch of draws of one head.
+    only one is taken. ``conditioning`` is what PASTA's conditioner arm makes of the source, where it was asked already.
+    N may be 1 for a batch of draws of one head.
     """
 
     features: Tensor
@@ -36,6 +37,7 @@ class Sources:
     given: Tensor | None = None
     there: Tensor | None = None
     code: Tensor | None = None
+    conditioning: Conditioning | None = None
 
 
 class Denoiser(nn.Module):
@@ -105,7 +107,7 @@ class Denoiser(nn.Module):
         return sources if self.source is None else self._with_one(sources)
 
     def _with_one(self, sources: Sources) -> Sources:
-        """The first source that is there, mixed into the features, and its code; nothing where none is."""
+        """The source that is there, mixed into the features, and its code; nothing where none is."""
         first = sources.there.int().argmax(1)
         rows = torch.arange(len(first), device=first.device)
         any_there = sources.there.any(1)
@@ -113,6 +115,10 @@ class Denoiser(nn.Module):
         mixed = self.source(image) * any_there.view(-1, 1, 1, 1, 1)
         code = self.source_code(self.codes[first]) * any_there[:, None]
         return replace(sources, features=sources.features + mixed, code=code, given=None)
+
+    def settled(self, sources: Sources) -> Sources:
+        """The sources with all that no step of a sampler changes; :meth:`prepare` has it already."""
+        return sources
 
     def painting(self, labels: Tensor) -> Painting:
         """How regional means are painted on heads with these label probabilities (as :meth:`prepare` takes them)."""
@@ -184,14 +190,25 @@ class DualDenoiser(nn.Module):
         self, x: Tensor, t: Tensor, source: Tensor, condition: Condition, swapped: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Output at ``x``, and the conditioner arm's own translation of ``source``; ``swapped`` the other way round."""
+        return self.arms(x, source, *self._vectors(t, condition), swapped=swapped)
+
+    def settled(self, sources: Sources) -> Sources:
+        """The sources with the conditioner arm's features, so that a sampler's steps ask the other arm alone."""
+        return replace(sources, conditioning=self.arms.condition(sources.features))
+
+    def _vectors(self, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """Embeddings of time and record."""
         clinical = self.record(*_record(condition, self.numeric), condition.tracer, torch.zeros_like(t))
-        return self.arms(x, source, self.time(time_features(t, 64)), clinical, swapped=swapped)
+        return self.time(time_features(t, 64)), clinical
 
     def forward(
         self, x: Tensor, t: Tensor, sources: Sources, condition: Condition, painted: Tensor | None = None
     ) -> Tensor:
         """Output at ``x (N, 1, x, y, z)`` and times ``t (N,)``."""
-        return self.both(x, t, sources.features.expand(len(x), -1, -1, -1, -1), condition)[0]
+        conditioning = sources.conditioning or self.arms.condition(sources.features)
+        # draws of one head share its conditioning
+        conditioning = conditioning.repeated(len(x) // len(conditioning.translation))
+        return self.arms.denoise(x, conditioning, *self._vectors(t, condition))
 
 
 def build_denoiser(recipe: Recipe, classes: int) -> Denoiser | DualDenoiser:

@@ -57,6 +57,12 @@ class AutoencoderSpec(_Part):
     kl: float = Field(default=1e-6, ge=0)
     adversarial: float = Field(default=0.0, ge=0)
 
+    @model_validator(mode="after")
+    def _norms_fit(self) -> AutoencoderSpec:
+        if any(c % self.groups for c in self.channels):
+            raise ValueError("channels: each must be a multiple of groups; change one of them")
+        return self
+
 
 class FlowSpec(_Part):
     """Rectified flow: solver, its steps, shift of the time grid towards noise, and the guidance weight."""
@@ -90,6 +96,8 @@ class DiffusionSpec(_Part):
     def _no_more_steps(self) -> DiffusionSpec:
         if self.steps > self.timesteps:
             raise ValueError("steps: no more than timesteps; lower it")
+        if not 0 < self.beta[0] <= self.beta[1] < 1:
+            raise ValueError("beta: two variances between 0 and 1, the smaller first; correct them")
         return self
 
 
@@ -303,52 +311,12 @@ class Recipe(_Part):
         return tuple(dict.fromkeys((*self.tracers, *self.conditioning.sources)))
 
     @model_validator(mode="after")
-    def _shapes_fit(self) -> Recipe:
-        if isinstance(self.space, CodecSpec):
-            exact = self.space.fold / (2 * self.space.cutoff * self.grid.voxel_size)
-            if abs(exact - round(exact)) > 1e-6 or round(exact) < self.space.fold:
-                raise ValueError(
-                    "space.cutoff: fold / (2 · cutoff · voxel_size) must be a whole number ≥ fold; change cutoff"
-                )
-        multiple = self.ratio * 2 ** (len(self.network.channels) - 1)
-        # a 2.5D network halves within slices alone
-        if any(n % multiple for n in self.grid.shape[: 2 if self.network.kind == "dual-arm" else 3]):
-            raise ValueError(
-                f"grid.shape: every extent must be a multiple of {multiple} for this space and network; "
-                "change it, or use fewer network.channels"
-            )
-        if self.regional and not (isinstance(self.space, CodecSpec) and "labels" in self.conditioning.images):
-            raise ValueError('regional: painted regions need a codec and "labels" among conditioning.images; add them')
-        label_fold = self.ratio // self.label_pool
-        if any(n % self.label_pool for n in self.grid.shape):
-            raise ValueError(f"grid.shape: every extent must be a multiple of {self.label_pool}; change it")
-        if self.regional and (self.ratio % self.label_pool or self.fold < 2 or label_fold % self.fold):
-            raise ValueError(
-                "space: labels pooled to half the latent's voxels do not fit its fold; choose cutoff and fold so that "
-                "fold / (2 · cutoff · voxel_size) is 4, 8 … with fold 2"
-            )
-        if self.regional and self.process.kind != "rectified-flow":
-            raise ValueError("process: a recipe with a regional part is a rectified flow; change one of them")
-        if self.network.kind == "dual-arm":
-            self._dual_arm_fits()
-        elif self.losses.translation or self.losses.cycle:
-            raise ValueError('losses: translation and cycle belong to network.kind "dual-arm"; set them to 0')
-        if self.losses.alignment and self.conditioning.text is None:
-            raise ValueError("losses.alignment needs conditioning.text; add it or set the loss to 0")
-        if self.losses.ssim and self.latent_shape and min(self.latent_shape) * self.fold < 11:
-            raise ValueError("losses.ssim needs images of 11 voxels along each axis; set it to 0")
-        if any(c % self.network.groups for c in self.network.channels):
-            raise ValueError("network.channels: each must be a multiple of network.groups; change one of them")
-        if len(set(self.tracers)) < len(self.tracers):
-            raise ValueError("tracers: one is listed twice; list each one once")
-        return self
+    def _holds_together(self) -> Recipe:
+        from bids_petsynth.models.recipe_checks import misfits
 
-    def _dual_arm_fits(self) -> None:
-        plain = isinstance(self.space, CodecSpec) and self.space.fold == 1
-        if not plain or self.conditioning.sources != ("T1w",) or self.conditioning.text is not None:
-            raise ValueError('network.kind "dual-arm" takes a codec with fold 1, the one source "T1w", and no text')
-        if not self.network.slices <= self.latent_shape[2]:
-            raise ValueError(f"network.slices: the volume has {self.latent_shape[2]}; lower it")
+        for sentence in misfits(self):
+            raise ValueError(sentence)
+        return self
 
 
 def parse_recipe(text: str, where: str) -> Recipe:

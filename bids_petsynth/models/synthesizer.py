@@ -15,7 +15,14 @@ from bids_petsynth.clinical.language import TextOptions, TextReader
 from bids_petsynth.devices import fast_autocast
 from bids_petsynth.errors import InputError, UsageError
 from bids_petsynth.folding import fold, unfold
-from bids_petsynth.models.conditioning import Readable, is_pet, record_matrix, standardise, tracer_index
+from bids_petsynth.models.conditioning import (
+    Readable,
+    is_pet,
+    record_matrix,
+    standardise,
+    taken_sources,
+    tracer_index,
+)
 from bids_petsynth.models.denoiser import Sources
 from bids_petsynth.models.folder import Model, load_model
 from bids_petsynth.models.process import guided
@@ -258,7 +265,7 @@ class Synthesizer:
         everything = {"T1w": t1w[0], **(given or {})}
         scans = self._given({name: scan for name, scan in everything.items() if scan is not None}, tracer)
         with fast_autocast(self.device):
-            sources = self.denoiser.prepare(t1w.to(self.device), labels.to(self.device), *scans)
+            sources = self.denoiser.settled(self.denoiser.prepare(t1w.to(self.device), labels.to(self.device), *scans))
         mean, sd = self.model.scale([tracer], self.device)
         for first in range(0, n, TOGETHER):
             some = slice(first, min(n, first + TOGETHER))
@@ -274,14 +281,16 @@ class Synthesizer:
         return out
 
     def _given(self, scans: Mapping[str, Tensor], target: str) -> tuple[Tensor, Tensor] | tuple[()]:
-        """The recipe's sources in standardised latents ``(1, S, C, x, y, z)`` and which are there; none if it has none.
+        """The recipe's sources in standardised latents ``(1, S, C, x, y, z)`` and which are taken; none if it has none.
 
-        A recipe that takes one source takes the first of its list that is there.
+        See :func:`taken_sources`.
         """
-        names = self.model.recipe.conditioning.sources
+        spec = self.model.recipe.conditioning
+        names = spec.sources
         if not names:
             return ()
-        there = torch.tensor([[name in scans and name != target for name in names]], device=self.device)
+        taken = taken_sources(spec, scans, target)
+        there = torch.tensor([[name in taken for name in names]], device=self.device)
         blank = torch.zeros(self.model.recipe.grid.shape)
         volumes = torch.stack([scans[n] if t else blank for n, t in zip(names, there[0].tolist(), strict=True)])
         mean, sd = self.model.scale(names, self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from bids_petsynth.reports.content import Pet, Scan
 from bids_petsynth.reports.figures import target_label
 from bids_petsynth.reports.pages import render
+from bids_petsynth.reports.wording import input_words, process_words, sampler_words
 from bids_petsynth.tables import data_path, read_table
 
 _CITATION = re.compile(r"\s*\[(@[^\]]+)\]")
@@ -78,9 +80,9 @@ def methods(scans: Sequence[Scan]) -> Methods | None:
         demonstration=any(pet.about.get("DemonstrationModel") for pet in pets),
         corrections=sorted({str(about.get("BiasCorrection", "N4")) for about in abouts}),
         spaces=sorted({space for pet in pets for space in pet.spaces}),
-        models=_models(pets),
+        models=_models(pets, (software := _versions(runs))["monai"]),
         tracers=_tracers(pets),
-        software=_versions(runs),
+        software=software,
     )
     # lines of a paragraph are joined, as the template's conditions part them
     paragraphs = (re.sub(r"\s+", " ", block).strip() for block in re.split(r"\n\s*\n", text))
@@ -104,12 +106,12 @@ def _keys(text: str) -> list[str]:
     return re.findall(r"@(\w+)", text)
 
 
-def _models(pets: Iterable[Pet]) -> list[dict[str, Any]]:
+def _models(pets: Iterable[Pet], monai: str) -> list[dict[str, Any]]:
     """Every way in which PET was made, with the tracers that were made so."""
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for pet in pets:
         model, sampler = pet.about["Model"], pet.about["Sampler"]
-        key = (*model.values(), *sampler.values())
+        key = json.dumps([model, sampler])
         entry = found.setdefault(
             key,
             {
@@ -117,11 +119,11 @@ def _models(pets: Iterable[Pet]) -> list[dict[str, Any]]:
                 "version": model["Version"],
                 "sha": str(model["WeightsSHA256"])[:12],
                 "demonstration": bool(pet.about.get("DemonstrationModel")),
-                "process": model.get("Process", ""),
-                "space": model.get("Space", ""),
-                "sampler": sampler["Name"],
-                "steps": sampler["Steps"],
-                "guidance": sampler["Guidance"],
+                "process": process_words(model, monai),
+                "inputs": input_words(model),
+                "regional": str(model.get("Process", "")).startswith("regional flow"),
+                "alike": model.get("Process", "") == "direct",
+                "sampler": sampler_words(sampler),
                 "seed": sampler["Seed"],
                 "draws": sampler["Draws"],
                 "tracers": set(),
@@ -132,7 +134,7 @@ def _models(pets: Iterable[Pet]) -> list[dict[str, Any]]:
         entry["variables"] |= set(pet.conditioning)
     return [
         entry | {"tracers": sorted(entry["tracers"]), "variables": sorted(entry["variables"])}
-        for _, entry in sorted(found.items(), key=lambda item: str(item[0]))
+        for _, entry in sorted(found.items())
     ]
 
 

@@ -16,8 +16,20 @@ def pair_picture(t1w: np.ndarray, suvr: np.ndarray, brain: np.ndarray, tracer: T
 
     ``t1w`` (white matter 1), ``suvr`` and ``brain (X, Y, Z)`` lie on the model grid, which stands in template pose.
     """
+    return _picture(t1w, suvr, brain, tracer.display, display_of(tracer).overlay, f"{tracer.name} SUVR")
+
+
+def other_picture(t1w: np.ndarray, image: np.ndarray, brain: np.ndarray, modality: str) -> bytes:
+    """The same of a T2w, FLAIR or CT image, the median of white matter being 1."""
+    high = float(np.percentile(image[brain], 99))
+    return _picture(t1w, image, brain, (0.0, high), "gray", f"{modality} (white matter 1)")
+
+
+def _picture(
+    t1w: np.ndarray, image: np.ndarray, brain: np.ndarray, window: tuple[float, float], colours: str, unit: str
+) -> bytes:
     centre = [round(float(np.mean(places))) for places in np.nonzero(brain)]
-    low, high = tracer.display
+    low, high = window
     canvas = new_canvas(9, 6)
     canvas.set_facecolor("black")
     x, y, z = brain.shape
@@ -26,15 +38,15 @@ def pair_picture(t1w: np.ndarray, suvr: np.ndarray, brain: np.ndarray, tracer: T
     bar.set_axis_off()
     for axes, axis in zip(grid, (2, 1, 0), strict=True):
         bare(axes, "black")
-        both = [np.take(v, centre[axis], axis).T[::-1] for v in (t1w / 1.2, (suvr - low) / (high - low))]
+        both = [np.take(v, centre[axis], axis).T[::-1] for v in (t1w / 1.2, (image - low) / (high - low))]
         # one above the other, in units of each window
         axes.imshow(np.concatenate([both[0], np.full_like(both[1], np.nan)]), cmap="gray", vmin=0, vmax=1)
         shown = np.concatenate([np.full_like(both[0], np.nan), both[1] * (high - low) + low])
-        picture = axes.imshow(shown, cmap=display_of(tracer).overlay, vmin=low, vmax=high)
+        picture = axes.imshow(shown, cmap=colours, vmin=low, vmax=high)
         outline = np.take(brain, centre[axis], axis).T[::-1].astype(float)
         axes.contour(np.concatenate([outline, outline]), levels=[0.5], colors="white", linewidths=0.6)
     grid[0].text(0.01, 0.01, "L", color="white", transform=grid[0].transAxes)
-    colour_bar(canvas, bar, picture, f"{tracer.name} SUVR", "white")
+    colour_bar(canvas, bar, picture, unit, "white")
     return jpeg(canvas, 80)
 
 

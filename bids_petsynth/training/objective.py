@@ -260,7 +260,8 @@ class Objective:
         if len(self.net.regions):
             parts = []
             for row, name in enumerate(example.batch.tracers):
-                own, one = example.labels[row : row + 1], slice(row, row + 1)
+                one = slice(row, row + 1)
+                own = _pooled_alike(example.labels[one], a[one])
                 of_tracer = self.net.regions[name]
                 parts.append(of_tracer(own, a.shape[2:]))
                 if w.of_image or w.process:
@@ -292,7 +293,7 @@ class Objective:
         """PASTA's losses: each arm draws the other's modality, from the real one and from what the other has drawn."""
         w, net, t = self.weights, self.net.denoiser, example.t
         pet, t1w = example.data, example.sources.features
-        other = example.noise.flip(-1)  # independent of the PET's noise voxel by voxel, and drawn with it
+        other = _other_noise(example.noise)
 
         def draw(data: Tensor, noise: Tensor, source: Tensor, swapped: bool) -> tuple[Tensor, Tensor]:
             x = self.process.corrupt(data, noise, t)
@@ -322,6 +323,14 @@ class Objective:
             exchanged = draw(t1w, other, drawn_pet, True)[0] + draw(pet, example.noise, drawn_t1w, False)[0]
             loss = loss + w.cycle * (back + exchanged)
         return loss
+
+
+def _other_noise(noise: Tensor) -> Tensor:
+    """Noise ``(N, C, X, Y, Z)`` that is nowhere the given one, drawn with it.
+
+    It is moved by half of the field of view: mirrored along an axis of odd length, its middle would stay in place.
+    """
+    return noise.roll(noise.shape[2] // 2, 2)
 
 
 def critic_channels(width: int) -> tuple[int, int, int]:

@@ -6,8 +6,9 @@ kept in a work folder under a name that changes with the scan, so that a run goe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,8 @@ class Stored:
         Known variables of the person at that time.
     centiloid
         Measured on the amyloid scan, if there is one.
+    others
+        T2w, FLAIR and CT → file that :func:`store_scan` wrote.
     """
 
     participant: str
@@ -53,6 +56,7 @@ class Stored:
     scans: Mapping[str, Path]
     record: Record
     centiloid: float | None = None
+    others: Mapping[str, Path] = field(default_factory=dict)
 
 
 def store_head(anatomy: Anatomy, label_pool: int, path: Path) -> None:
@@ -70,15 +74,22 @@ def store_head(anatomy: Anatomy, label_pool: int, path: Path) -> None:
     )
 
 
-def store_scan(suvr: np.ndarray, path: Path) -> None:
-    """Write a scan in SUVR on the model grid."""
-    _write(path, suvr=suvr.astype(np.float16))
+def store_scan(scan: np.ndarray, path: Path) -> None:
+    """Write a scan on the model grid, PET in SUVR."""
+    _write(path, suvr=scan.astype(np.float16))
+
+
+def load_scan(path: Path) -> Tensor:
+    """What :func:`store_scan` wrote, ``(X, Y, Z)``."""
+    with np.load(path, allow_pickle=False) as file:
+        return torch.from_numpy(file["suvr"].astype(np.float32))
 
 
 def _write(path: Path, **arrays: np.ndarray) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part.npz")
+    # another process may be writing the same file
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part.npz")
     np.savez(part, **arrays)
     part.replace(path)
 
@@ -87,10 +98,6 @@ def load_case(stored: Stored) -> TrainingCase:
     """The case as it was scanned."""
     with np.load(stored.head, allow_pickle=False) as file:
         t1w, labels, measured = file["t1w"], file["labels"], file["measured"]
-    pet = {}
-    for tracer, path in stored.scans.items():
-        with np.load(path, allow_pickle=False) as file:
-            pet[tracer] = torch.from_numpy(file["suvr"].astype(np.float32))
     classes = torch.from_numpy(measured.astype(np.int64))
     truth = {} if stored.centiloid is None else {"centiloid": stored.centiloid}
     return TrainingCase(
@@ -101,7 +108,8 @@ def load_case(stored: Stored) -> TrainingCase:
         torch.from_numpy(labels.astype(np.float32) / 255),
         stored.record,
         truth,
-        pet,
+        {tracer: load_scan(path) for tracer, path in stored.scans.items()},
+        others={modality: load_scan(path) for modality, path in stored.others.items()},
     )
 
 
@@ -127,6 +135,7 @@ def varied(case: TrainingCase, rng: Generator) -> TrainingCase:
         case.record,
         case.truth,
         {tracer: pull(scan[None], where)[0] for tracer, scan in case.pet.items()},
+        others={name: vary_intensity(pull(image[None], where)[0], rng) for name, image in case.others.items()},
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bids_petsynth.models.conditioning import is_pet
 from bids_petsynth.models.recipe import Recipe
 from bids_petsynth.training.labelling import UNSEEN
 from bids_petsynth.training.pairs import Heads, Record, TrainingCase, draw_records, load_heads, simulate_case
@@ -66,7 +67,7 @@ class SimulatedGround:
         return FIRST_PEOPLE, self.recipe.training.pool, self.recipe.training.refresh
 
     def case(self, number: int) -> TrainingCase:
-        return simulate_case(self._seen, *self._tracers, self.recipe.training.seed, number)
+        return simulate_case(self._seen, scanned(self.recipe), self._voxel, self.recipe.training.seed, number)
 
     def records(self) -> Sequence[Record]:
         return draw_records(2000, np.random.default_rng([self.recipe.training.seed, 2000]))[1]
@@ -102,8 +103,17 @@ class SimulatedGround:
         )
 
     @property
+    def _voxel(self) -> float:
+        return self.recipe.grid.voxel_size
+
+    @property
     def _tracers(self) -> tuple[tuple[str, ...], float]:
-        return self.recipe.tracers, self.recipe.grid.voxel_size
+        return tuple(name for name in self.recipe.tracers if is_pet(name)), self._voxel
+
+
+def scanned(recipe: Recipe) -> tuple[str, ...]:
+    """The tracers that simulated people are scanned with: a recipe's targets and sources that are PET."""
+    return tuple(name for name in recipe.modalities if is_pet(name))
 
 
 def evaluation_cases(heads: Heads, recipe: Recipe, n: int) -> list[TrainingCase]:
@@ -115,7 +125,7 @@ def evaluation_cases(heads: Heads, recipe: Recipe, n: int) -> list[TrainingCase]
         case = simulate_case(heads, (), recipe.grid.voxel_size, EVALUATION_SEED, number, augment=False)
         load = case.truth["centiloid"]
         if (load > 50) if len(cases) % 2 else (load < 15):
-            args = (heads, recipe.tracers, recipe.grid.voxel_size, EVALUATION_SEED, number)
+            args = (heads, scanned(recipe), recipe.grid.voxel_size, EVALUATION_SEED, number)
             cases.append(simulate_case(*args, augment=False))
         number += 1
     return cases

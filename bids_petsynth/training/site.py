@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bids_petsynth.bids.pets import Pair
+from bids_petsynth.bids.pets import Pair, preference, surplus
 from bids_petsynth.bids.sink import hash_file, hash_settings
 from bids_petsynth.errors import InputError, PetsynthError
 from bids_petsynth.models.recipe import Recipe
@@ -18,9 +19,20 @@ from bids_petsynth.pet.quantification import quantify, suvr_rows
 from bids_petsynth.pet.tracers import default_cutoff
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training.pairs import Record, TrainingCase
-from bids_petsynth.training.real import Stored, case_maker, load_case, regional_people, store_head, store_scan
+from bids_petsynth.training.real import (
+    Stored,
+    case_maker,
+    load_case,
+    load_scan,
+    regional_people,
+    store_head,
+    store_scan,
+)
 from bids_petsynth.training.regional import RegionalPeople
-from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid
+from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid, OtherScan
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 STANDING = """\
 This model was trained on a site's own scans. Whoever shares it must be allowed to: weights can hold traces of the
@@ -70,29 +82,65 @@ def prepare(
     people, rows = [], []
     ordered = sorted(pairs, key=lambda pair: (pair.pet.participant, pair.case.label if pair.case else ""))
     for _, several in groupby(ordered, key=lambda p: (p.pet.participant, p.case.label if p.case else "")):
-        group = list(several)
+        group = sorted(several, key=preference)
         head, scans, loads = None, {}, []
+        kept: dict[str, Pair] = {}
         for pair in group:
             try:
+                if (first := kept.get(pair.pet.tracer)) is not None:
+                    raise InputError(surplus(first, pair))
                 if pair.case is None:
                     raise InputError(pair.note)
                 if pair.pet.problem:
                     raise InputError(pair.pet.problem)
                 head = head or _head(pair.case, recipe, how)
                 path, quality, load = _scan(pair, head[1], how)
-                scans[pair.pet.tracer] = path
+                scans[pair.pet.tracer], kept[pair.pet.tracer] = path, pair
                 loads += [load] if load is not None else []
                 rows.append(_row(pair, "used", "") | quality)
             except PetsynthError as error:
                 rows.append(_row(pair, "left out", str(error)))
                 report(f"{pair.pet.label}: left out. {error}")
         if scans:
-            record = record_of(group[0].case)
+            case, others = group[0].case, {}
+            for scan in case.others:
+                try:
+                    others[scan.modality], quality = _other(scan, head[1], how)
+                    rows.append(_row(Pair(case, scan), "used", "") | quality)
+                except PetsynthError as error:
+                    rows.append(_row(Pair(case, scan), "left out", str(error)))
+                    report(f"{scan.label}: left out. {error}")
+            record = record_of(case)
             known = {name: value.value for name, value in record.values.items() if value.value is not None}
             known |= {"notes": record.notes} if record.notes else {}
-            people.append(Stored(group[0].pet.participant, head[0], scans, known, loads[0] if loads else None))
-            report(f"{group[0].case.label}: {', '.join(scans)} ready")
+            load = loads[0] if loads else None
+            people.append(Stored(group[0].pet.participant, head[0], scans, known, load, others))
+            report(f"{case.label}: {', '.join([*scans, *others])} ready")
     return people, rows
+
+
+def prepare_together(
+    fabric: Fabric,
+    pairs: Sequence[Pair],
+    cases: Sequence[Case],
+    recipe: Recipe,
+    record_of: Callable[[Case], ClinicalRecord],
+    how: Preparation,
+    report: Callable[[str], None],
+) -> tuple[list[Stored], list[dict[str, object]], list[Path]]:
+    """What :func:`prepare` and, of those ``cases`` without PET, :func:`heads_without_pet` return.
+
+    Of several processes each prepares its part of the people first; then all find everything prepared.
+    """
+    if fabric.world_size > 1:
+        prepare(share_of(pairs, fabric.global_rank, fabric.world_size), recipe, record_of, how, report)
+        heads_without_pet(cases[fabric.global_rank :: fabric.world_size], pairs, recipe, how, report)
+        fabric.barrier()
+        report = report if fabric.is_global_zero else lambda line: None
+    return (
+        *prepare(pairs, recipe, record_of, how, report),
+        heads_without_pet(cases, pairs, recipe, how, report),
+    )
 
 
 def share_of(pairs: Iterable[Pair], part: int, parts: int) -> list[Pair]:
@@ -121,7 +169,7 @@ def _row(pair: Pair, status: str, reason: str) -> dict[str, object]:
     pet = pair.pet
     gap = "n/a" if pair.gap_days is None else pair.gap_days
     return dict(
-        zip(COLUMNS, (f"sub-{pet.participant}", pet.session or "n/a", pet.tracer, status, reason, gap), strict=True)
+        zip(COLUMNS, (f"sub-{pet.participant}", pet.session or "n/a", pet.modality, status, reason, gap), strict=True)
     )
 
 
@@ -168,6 +216,22 @@ def _scan(pair: Pair, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[st
     quality = json.loads(figures.read_text()) | {"picture": f"{path.parent.name}/{picture.name}"}
     result = quantify(suvr[None], anatomy.labels, anatomy.grid, spec)
     return path, quality, None if result.centiloid is None else result.centiloid.mean
+
+
+def _other(scan: OtherScan, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[str, object]]:
+    """A T2w, FLAIR or CT image on the model grid, and the path of its picture."""
+    from bids_petsynth.anatomy.others import prepare_other
+    from bids_petsynth.reports.training import other_picture
+
+    key = hash_settings([_content(scan.path), scan.modality, anatomy.grid.affine.tolist()])
+    path = how.work / "scans" / f"{scan.label}_{key[:12]}.npz"
+    if not path.is_file():
+        store_scan(prepare_other(scan, anatomy, how.seed), path)
+    picture = path.with_suffix(".jpg")
+    if not picture.is_file():
+        image = load_scan(path).numpy()
+        picture.write_bytes(other_picture(anatomy.t1w, image, anatomy.labels > 0, scan.modality))
+    return path, {"picture": f"{path.parent.name}/{picture.name}"}
 
 
 def _content(path: Path) -> str:
@@ -266,7 +330,10 @@ def describe(people_in: Sequence[Stored], people_out: Sequence[Stored], recipe: 
 
     def crowd(people: Sequence[Stored]) -> str:
         count = len({stored.participant for stored in people})
-        scans = {t: sum(t == "T1w" or t in stored.scans for stored in people) for t in recipe.tracers}
+        counted = [name for name in recipe.modalities if name != "T1w" or name in recipe.tracers]
+        there = [{"T1w", *stored.scans, *stored.others} for stored in people]
+        scans = {name: sum(name in one for one in there) for name in counted}
+        scans = {name: n for name, n in scans.items() if n or name in recipe.tracers}
         parts = [f"{count} people", ", ".join(f"{n} {tracer} scans" for tracer, n in scans.items())]
         ages = [stored.record["age"] for stored in people if "age" in stored.record]
         sexes = [stored.record["sex"] for stored in people if "sex" in stored.record]

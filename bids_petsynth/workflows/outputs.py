@@ -92,16 +92,17 @@ def write_pet(
     pet: SyntheticPET,
     settings: Settings,
     templates: Mapping[Space, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    given: Sequence[Path] = (),
 ) -> None:
     """Draws (if asked for), standard deviation, tables, and last the mean.
 
-    ``templates`` holds for every output space but T1w the mean and SD resampled into it, and its affine.
+    ``templates`` holds for every output space but T1w the mean and SD resampled into it, and its affine; ``given`` are
+    the real scans beside the T1w that the model was shown.
     """
     spec = tracer_named(pet.tracer)
     result, grid = pet.quantification, pet.anatomy.grid
     native, voxel = Space("T1w"), _voxel(grid.affine)
     res = round(voxel)
-    given = [scan.path for scan in case.pets if scan.tracer != pet.tracer]
     sources = [*sources_of(case, settings, given), bids_uri(output_path(ANATOMY_KEY, case), {})]
 
     def about(kind: str, space: Space = native, voxel: float = voxel, draw: int | None = None) -> dict[str, Any]:

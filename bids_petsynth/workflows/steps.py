@@ -24,14 +24,14 @@ from bids_petsynth.clinical.limits import untold
 from bids_petsynth.clinical.mapping import read_mapping
 from bids_petsynth.clinical.records import read_record
 from bids_petsynth.errors import InputError
-from bids_petsynth.models.conditioning import used_variables
+from bids_petsynth.models.conditioning import taken_sources, used_variables
 from bids_petsynth.models.folder import Model, load_model
 from bids_petsynth.models.synthesizer import Synthesizer as Generator
 from bids_petsynth.models.synthesizer import built_in, reader_of
 from bids_petsynth.pet.tracers import centiloid_equation
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.settings import Settings, Space
-from bids_petsynth.types import Anatomy, Case, ClinicalRecord, PetScan
+from bids_petsynth.types import Anatomy, Case, ClinicalRecord, OtherScan, PetScan
 from bids_petsynth.workflows.outputs import bias_correction, centiloid_metadata, write_anatomy, write_pet
 
 log = logging.getLogger("bids_petsynth")
@@ -66,8 +66,9 @@ def record_of(case: Case, settings: Settings) -> ClinicalRecord:
 
 
 def pets_hash(case: Case) -> list[str]:
-    """Hashes of the real PET scans that a case brings along."""
-    return [hash_file(pet.path) + hash_settings(dict(pet.sidecar)) for pet in case.pets]
+    """Hashes of the real scans that a case brings along beside its T1w."""
+    pets = [hash_file(pet.path) + hash_settings(dict(pet.sidecar)) for pet in case.pets]
+    return [*pets, *(scan.modality + hash_file(scan.path) for scan in case.others)]
 
 
 def scan_hash(case: Case) -> str:
@@ -138,21 +139,32 @@ def warps(head: Anatomy, settings: Settings, folder: Path) -> dict[str, list[str
 def draws(case: Case, head: Anatomy, record: ClinicalRecord, tracer: str, settings: Settings) -> np.ndarray:
     """Draws of one tracer in SUVR, ``(M, X, Y, Z)``."""
     model = model_of(settings.model, settings.device, settings.texts)
-    given = {pet.tracer: scan_on(head, pet, settings) for pet in case.pets if pet.tracer != tracer}
+    given = {scan.modality: scan_on(head, scan, settings) for scan in given_scans(case, tracer, settings)}
     return model.draw(head, record, tracer, settings.n_draws, settings.seed, case.label, given)
 
 
-def scan_on(head: Anatomy, pet: PetScan, settings: Settings) -> np.ndarray:
-    """A real PET scan in SUVR on the model grid, prepared as in training.
+def given_scans(case: Case, target: str, settings: Settings) -> list[PetScan | OtherScan]:
+    """The case's real scans beside the T1w that the model is given to draw a target."""
+    scans = [*case.pets, *case.others]
+    there = {"T1w", *(scan.modality for scan in scans)}
+    taken = taken_sources(description_of(settings.model).recipe.conditioning, there, target)
+    return [scan for scan in scans if scan.modality in taken]
+
+
+def scan_on(head: Anatomy, scan: PetScan | OtherScan, settings: Settings) -> np.ndarray:
+    """A real scan on the model grid, prepared as in training: PET in SUVR, others with white matter at 1.
 
     Raises
     ------
     InputError
         If it cannot be used.
     """
+    from bids_petsynth.anatomy.others import prepare_other
     from bids_petsynth.pet.preparation import prepare_pet
 
-    return prepare_pet(pet, head, tracer_named(pet.tracer), seed=settings.seed).suvr
+    if isinstance(scan, OtherScan):
+        return prepare_other(scan, head, settings.seed)
+    return prepare_pet(scan, head, tracer_named(scan.tracer), seed=settings.seed).suvr
 
 
 def outputs(
@@ -170,7 +182,9 @@ def outputs(
 
     model = description_of(settings.model)
     generator = Generator(model, texts=reader_of(model, settings.texts))
-    pet = summarise(head, volumes, record, tracer, generator, settings.seed, case.label)
+    given = given_scans(case, tracer, settings)
+    names = [scan.modality for scan in given]
+    pet = summarise(head, volumes, record, tracer, generator, settings.seed, case.label, names)
     affine = head.grid.affine
     templates: dict[Space, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     for space in settings.spaces:
@@ -179,7 +193,8 @@ def outputs(
             mean, where = into_template(pet.mean, affine, space.name, space.resolution, files)
             std, _ = into_template(pet.std, affine, space.name, space.resolution, files)
             templates[space] = (mean, std, where)
-    write_pet(pet_sink(settings, input_hash, tracer), case, pet, settings, templates)
+    paths = [scan.path for scan in given]
+    write_pet(pet_sink(settings, input_hash, tracer), case, pet, settings, templates, paths)
 
 
 def limit_of(record: ClinicalRecord, tracers: Sequence[str], settings: Settings) -> str:
@@ -228,7 +243,11 @@ def planned_citation(settings: Settings) -> None:
     model = description_of(settings.model)
     run = run_metadata(settings.command)
     known = [spec.name for spec in model.recipe.conditioning.variables]
-    about = synthesis_metadata(synthesis_of(model, settings.seed, settings.n_draws), ClinicalRecord({}), known)
+    draws = 1 if model.recipe.draws_alike else settings.n_draws
+    abouts = {
+        tracer: synthesis_metadata(synthesis_of(model, settings.seed, draws, tracer), ClinicalRecord({}), known)
+        for tracer in settings.tracers
+    }
     spaces = [space.name for space in settings.spaces if not space.is_native]
     case, nowhere = Case("planned", None, None), Path()
     pets = [
@@ -236,7 +255,7 @@ def planned_citation(settings: Settings) -> None:
             tracer=tracer_named(tracer),
             mean=nowhere,
             std=nowhere,
-            about={**about, **run},
+            about={**abouts[tracer], **run},
             regions=(),
             measures={"target": tracer_named(tracer).default_target},
             centiloid=centiloid_metadata(centiloid_equation(tracer)),

@@ -1,0 +1,136 @@
+"""A site's pairs: which of several scans is kept, and several processes that prepare together."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bids_petsynth.bids.pets import pair, with_pets
+from bids_petsynth.errors import InputError
+from bids_petsynth.training import real, site
+from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid, PetScan
+
+LOADS = {"near": 70.0, "far": 5.0, "unreadable": None}
+
+
+def pet(name: str, day: str | None, tracer: str = "AV45") -> PetScan:
+    return PetScan("01", name, tracer, Path(f"sub-01_ses-{name}_trc-{tracer}_pet.nii.gz"), date=day)
+
+
+def t1w(participant: str = "01") -> Case:
+    return Case(participant, "base", Path(f"sub-{participant}_ses-base_T1w.nii.gz"), t1w_date="2020-01-31")
+
+
+@pytest.fixture
+def prepared(monkeypatch, tmp_path):
+    """``site.prepare`` with preparations that cost nothing; returns people and rows by session."""
+
+    def head(case, recipe, how):
+        return Path(f"{case.label}.npz"), Anatomy(np.zeros(1), np.zeros(1), np.zeros(1), Grid((1, 1, 1), np.eye(4)))
+
+    def scan(pair, anatomy, how):
+        if pair.pet.session == "unreadable":
+            raise InputError("cut off")
+        return Path(pair.pet.session), {"frames": 1.0}, LOADS[pair.pet.session]
+
+    monkeypatch.setattr(site, "_head", head)
+    monkeypatch.setattr(site, "_scan", scan)
+
+    def run(*pets: PetScan):
+        how = site.Preparation(tmp_path)
+        people, rows = site.prepare(pair([t1w()], pets), None, lambda case: ClinicalRecord({}), how, lambda line: None)
+        return people, {row["session_id"]: row for row in rows}
+
+    return run
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_scans_with_one_tracer_the_nearest_is_kept_and_the_other_said_to_be_left_out(prepared, order):
+    people, rows = prepared(*[pet("near", "2020-02-01"), pet("far", "2020-06-30")][::order])
+    ((stored,)) = people
+    assert stored.scans == {"AV45": Path("near")} and stored.centiloid == LOADS["near"]
+    assert rows["near"]["status"] == "used" and rows["far"]["status"] == "left out"
+    assert (
+        "sub-01_ses-near_trc-AV45" in rows["far"]["reason"]
+        and "1 days from the T1w, this one 151" in (rows["far"]["reason"])
+    )
+
+
+def test_where_both_are_as_near_the_newer_is_kept_and_a_scan_of_no_use_keeps_none_out(prepared):
+    _, rows = prepared(pet("far", "2020-01-21"), pet("near", "2020-02-10"))
+    assert rows["near"]["status"] == "used" and "newer" in rows["far"]["reason"]
+    people, rows = prepared(pet("unreadable", "2020-01-31"), pet("far", "2020-06-30"), pet("near", None, "FDG"))
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "unreadable": "left out",
+        "far": "used",
+        "near": "used",
+    }
+    assert people[0].scans == {"AV45": Path("far"), "FDG": Path("near")}
+
+
+def test_participant_is_given_the_same_one_and_says_so():
+    case = with_pets([t1w()], [pet("far", "2020-06-30"), pet("near", "2020-02-01")], ["AV45"], 365)[0]
+    assert [scan.session for scan in case.pets] == ["near"]
+    assert any("ses-far_trc-AV45_pet.nii.gz is not used" in note for note in case.notes)
+
+
+def test_two_processes_may_write_the_same_file_at_once(tmp_path, monkeypatch):
+    """The second writes all of it while the first is in the middle: neither takes the other's part away."""
+    path, savez, begun = tmp_path / "head.npz", np.savez, []
+
+    def interrupted(part, **arrays):
+        savez(part, **arrays)
+        if not begun:
+            begun.append(part)
+            monkeypatch.setattr(os, "getpid", lambda: 2)
+            real._write(path, values=np.ones(3))
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    real._write(path, values=np.ones(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["head.npz"]
+
+
+@dataclass
+class Process:
+    """One of several that train together, in place of lightning's."""
+
+    global_rank: int
+    world_size: int
+    waited: int = 0
+
+    @property
+    def is_global_zero(self) -> bool:
+        return self.global_rank == 0
+
+    def barrier(self) -> None:
+        self.waited += 1
+
+
+@pytest.mark.parametrize("phase", ["pairs", "heads"])
+def test_each_process_prepares_its_part_before_all_read_everything(tmp_path, monkeypatch, phase):
+    """Before they wait for each other, no head is worked on twice; after it, all know the same people."""
+    cases = [t1w(f"{number:02d}") for number in range(5)]
+    pets = [PetScan(case.participant, "base", "AV45", Path("x")) for case in cases] if phase == "pairs" else []
+    worked: dict[int, list[str]] = {}
+    found = []
+    for rank in range(2):
+        process = Process(rank, 2)
+
+        def head(case, recipe, how, process=process, rank=rank):
+            if not process.waited:
+                worked.setdefault(rank, []).append(case.label)
+            return Path(f"{case.label}.npz"), None
+
+        monkeypatch.setattr(site, "_head", head)
+        monkeypatch.setattr(site, "_scan", lambda pair, anatomy, how: (Path("scan"), {}, None))
+        how = site.Preparation(tmp_path)
+        read = lambda case: ClinicalRecord({})  # noqa: E731
+        found.append(site.prepare_together(process, pair(cases, pets), cases, None, read, how, lambda line: None))
+        assert process.waited
+    assert sorted(worked[0] + worked[1]) == [case.label for case in cases] and len(worked[0]) == 3
+    assert found[0] == found[1] and len(found[0][0 if phase == "pairs" else 2]) == 5
