@@ -148,7 +148,7 @@ def prepared(words: list[str], demo: Path) -> list[str]:
     level = next((word for word in words if word in LEVELS), "")
     bids = demo / ("simulated" if level == "train" else "bids")
     own_model = "train" if any("/models/" in word for word in words) else level
-    out = {"participant": demo / "out"}.get(level, demo / f"out-{level}")
+    out = demo / "out" if level in ("participant", "group") else demo / f"out-{level}"
     places = {"BIDS_DIR": str(bids), "OUTPUT_DIR": str(out)}
     words = [places.get(word, word) for word in words]
     words = [word.replace("OUTPUT_DIR/models", f"{demo}/out-{own_model}/models") for word in words]
