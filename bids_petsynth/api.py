@@ -21,6 +21,7 @@ from bids_petsynth.clinical.limits import untold
 from bids_petsynth.clinical.variables import variables as clinical_variables
 from bids_petsynth.models.conditioning import is_pet, taken_sources, used_variables
 from bids_petsynth.models.folder import Model
+from bids_petsynth.models.recipe import DiffusionSpec
 from bids_petsynth.models.sensitivity import moved_by
 from bids_petsynth.models.synthesizer import Synthesizer as Generator
 from bids_petsynth.models.synthesizer import check_tracer, pool_labels
@@ -266,7 +267,7 @@ def synthesis_of(model: Model, seed: int, n_draws: int, target: str = "", given:
         version=model.version,
         weights_sha256=model.weights_sha256,
         demonstration=model.demonstration,
-        sampler=getattr(process, "solver", None) or process.sampler,
+        sampler=process.sampler if isinstance(process, DiffusionSpec) else process.solver,
         steps=process.steps,
         guidance=process.guidance,
         seed=seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from places import SHARED, as_ours
+from places import SHARED, as_ours, made_once
 
 import bids_petsynth.anatomy.registration  # noqa: F401  (fixes ANTs' threads before a test uses ants by itself)
 
@@ -30,13 +30,14 @@ def ixi() -> Path:
 
 @pytest.fixture(scope="session")
 def site(example, tmp_path_factory) -> Path:
-    """Six simulated people on the two phantom heads, with one amyloid scan each."""
+    """Six simulated people on the two phantom heads, with one amyloid scan each; only read by tests."""
     from bids_petsynth.cli.main import main
 
-    out = tmp_path_factory.mktemp("site") / "bids"
-    command = [str(example), str(out), "simulate", "--people-per-head", "3", "--tracer", "AV45", "--random-seed", "3"]
-    assert main(command) == 0
-    return out
+    def make(folder: Path) -> None:
+        words = [str(example), str(folder), "simulate", "--people-per-head", "3", "--tracer", "AV45"]
+        assert main([*words, "--random-seed", "3"]) == 0
+
+    return made_once(tmp_path_factory, "site", make)
 
 
 @pytest.fixture(scope="session")
@@ -59,12 +60,13 @@ def tiny_recipe(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_site(site, tiny_recipe, tmp_path_factory) -> Path:
-    """Output folder in which a model ``ours`` was trained on the site's scans."""
+    """Output folder in which a model ``ours`` was trained on the site's scans; only read by tests."""
     from bids_petsynth.cli.main import main
 
-    out = tmp_path_factory.mktemp("trained")
-    assert main([str(site), str(out), "train", *as_ours(tiny_recipe)]) == 0
-    return out
+    def make(folder: Path) -> None:
+        assert main([str(site), str(folder), "train", *as_ours(tiny_recipe)]) == 0
+
+    return made_once(tmp_path_factory, "trained", make)
 
 
 @pytest.fixture(scope="session")

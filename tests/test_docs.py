@@ -49,12 +49,17 @@ OTHERS = re.compile(r"^ *(pip|uv|python -m pytest|docker|podman|apptainer|singul
 CONTAINER = {
     "--nproc_per_node",
     "--cleanenv",
+    "--cap-drop",
     "--containall",
+    "--cpus",
     "--env",
     "--gpus",
+    "--memory",
+    "--network",
     "--nv",
     "--read-only",
     "--rm",
+    "--tmpfs",
     "--user",
 }
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")

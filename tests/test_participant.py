@@ -156,12 +156,12 @@ def test_python_gives_the_same_as_the_command(run, example):
 
 
 def bad_dataset(example: Path, folder: Path) -> Path:
-    """The example's positive head beside six participants whose input is bad, each in its own way."""
+    """The example's positive head beside six participants whose input is bad, each in its own way, and sub-lost."""
     shutil.copytree(example, folder)
     shutil.rmtree(folder / "sub-negative")
     good = next((folder / "sub-positive" / "anat").glob("*_T1w.nii.gz"))
     made = {}
-    for label in ("text", "cut", "zeros", "fourd", "dangling"):
+    for label in ("text", "cut", "zeros", "fourd", "dangling", "lost"):
         made[label] = folder / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz"
         made[label].parent.mkdir(parents=True)
     made["text"].write_bytes(b"no image, but not empty" * 20)
@@ -169,13 +169,25 @@ def bad_dataset(example: Path, folder: Path) -> Path:
     nib.save(nib.Nifti1Image(np.zeros((60, 60, 60), np.float32), np.diag([3.0, 3, 3, 1])), made["zeros"])
     nib.save(nib.Nifti1Image(np.ones((40, 40, 40, 4), np.float32), np.diag([4.0, 4, 4, 1])), made["fourd"])
     made["dangling"].symlink_to(folder / ".git" / "annex" / "objects" / "nowhere")
+    made["lost"].write_bytes(good.read_bytes())
     (folder / "sub-empty" / "anat").mkdir(parents=True)
     (folder / "sub-empty" / "anat" / "sub-empty_T2w.json").write_text("{}")
     return folder
 
 
-def test_bad_participants_fail_alone(example, tmp_path, capsys):
+def test_bad_participants_and_a_lost_worker_concern_nobody_else(example, tmp_path, capsys, monkeypatch):
+    """Among them a worker that is killed, as the kernel does when memory runs out, while it reads sub-lost's scan."""
     bids, out = bad_dataset(example, tmp_path / "bids"), tmp_path / "out"
+    (tmp_path / "site").mkdir()
+    # workers, but not this process, import it at their start
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "def die(event, arguments):\n"
+        "    if event == 'open' and str(arguments[0]).endswith('sub-lost_T1w.nii.gz'):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(die)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     words = ["participant", "--tracer", "AV45", "FDG", "--n-draws", "2", "--device", "cpu", *TWO_WORKERS]
     assert main([str(bids), str(out), *words]) == 1
     told = rows(out / "status.tsv")
@@ -188,6 +200,7 @@ def test_bad_participants_fail_alone(example, tmp_path, capsys):
         "fourd": "4 dimensions",
         "dangling": "link",
         "empty": "no T1w",
+        "lost": "memory ran out",
     }
     for label, part in reasons.items():
         row = status[f"sub-{label}"]
@@ -198,25 +211,6 @@ def test_bad_participants_fail_alone(example, tmp_path, capsys):
     said = capsys.readouterr()
     assert "FAILED" in said.err and "Traceback" not in said.out + said.err
     assert not list((out / "logs").glob("*crash*"))
-
-
-def test_a_lost_worker_is_told_and_the_others_go_on(example, tmp_path, monkeypatch):
-    """A worker that is killed, as the kernel does when memory runs out, while it reads the scan of sub-negative."""
-    (tmp_path / "site").mkdir()
-    # workers, but not this process, import it at their start
-    (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import os, signal, sys\n"
-        "def die(event, arguments):\n"
-        "    if event == 'open' and str(arguments[0]).endswith('sub-negative_rec-sim_T1w.nii.gz'):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "sys.addaudithook(die)\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    words = ["participant", "--n-draws", "1", "--device", "cpu", *TWO_WORKERS]
-    assert main([str(example), str(tmp_path / "out"), *words]) == 1
-    told = {r["participant_id"]: r for r in rows(tmp_path / "out" / "status.tsv")}
-    assert told["sub-negative"]["status"] == "failed" and "memory ran out" in told["sub-negative"]["reason"]
-    assert told["sub-positive"]["status"] == "done"
 
 
 def test_no_value_reaches_logs_and_sidecars_unless_asked(run):

@@ -41,24 +41,50 @@ def two_sessions(example, tmp_path_factory) -> Path:
     return bids
 
 
-def test_sessions_stay_apart_and_fmriprep_is_reused(two_sessions, tmp_path):
-    first = command(two_sessions, tmp_path / "out", "participant", "--n-draws", "1", "--device", "cpu")
-    assert first.returncode == 0, first.stderr
-    assert "run-2" in first.stderr  # the newest run, and it is said
-    made = {p.name for p in (tmp_path / "out").rglob("*synthMean_pet.nii.gz")}
-    assert made == {f"sub-positive_ses-{k}_trc-AV45_space-T1w_res-2_desc-synthMean_pet.nii.gz" for k in (1, 2)}
+@pytest.fixture(scope="module")
+def first(two_sessions, tmp_path_factory) -> tuple[Path, str]:
+    """Output folder of both sessions, and what was said."""
+    out = tmp_path_factory.mktemp("first") / "out"
+    done = command(two_sessions, out, "participant", "--n-draws", "1", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    return out, done.stderr
+
+
+@pytest.fixture(scope="module")
+def again(two_sessions, first, tmp_path_factory) -> Path:
+    """A folder with ``out`` of the first session, ``prep`` that it read as fMRIPrep's, and ``templateflow`` if any.
+
+    Where templates are at hand, the PET is also written in template space.
+    """
+    folder = tmp_path_factory.mktemp("again")
     # the outputs of the first session serve as somebody's fMRIPrep folder, behind a link
-    prep = tmp_path / "prep" / "sub-positive" / "ses-1" / "anat"
+    prep = folder / "prep" / "sub-positive" / "ses-1" / "anat"
     prep.mkdir(parents=True)
-    (tmp_path / "prep" / "dataset_description.json").write_text('{"Name": "p", "BIDSVersion": "1.8.0"}')
+    (folder / "prep" / "dataset_description.json").write_text('{"Name": "p", "BIDSVersion": "1.8.0"}')
     for part in ("desc-preproc_T1w", "desc-brain_mask"):
         name = f"sub-positive_ses-1_{part}.nii.gz"
-        shutil.copy(tmp_path / "out" / "sub-positive" / "ses-1" / "anat" / name, prep / name)
-    (tmp_path / "link").symlink_to(tmp_path / "prep")
-    words = ["participant", "--session-label", "1", "-d", "fmriprep=link", "--n-draws", "1", "--device", "cpu"]
-    second = command(two_sessions, "again", *words, folder=tmp_path)
-    assert second.returncode == 0, second.stderr
-    folder = tmp_path / "again" / "sub-positive" / "ses-1"
+        shutil.copy(first[0] / "sub-positive" / "ses-1" / "anat" / name, prep / name)
+    (folder / "link").symlink_to(folder / "prep")
+    words = ["participant", "--session-label", "1", "-d", "fmriprep=link", "--n-draws", "2", "--device", "cpu"]
+    home = folder / "templateflow"
+    if (SHARED / "templateflow").is_dir():
+        shutil.copytree(SHARED / "templateflow", home)
+        words += ["--output-spaces", "T1w", "MNI152NLin2009cAsym:res-2"]
+    done = command(two_sessions, "out", *words, folder=folder, TEMPLATEFLOW_HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_sessions_stay_apart(first):
+    out, said = first
+    assert "run-2" in said  # the newest run, and it is said
+    made = {p.name for p in out.rglob("*synthMean_pet.nii.gz")}
+    assert made == {f"sub-positive_ses-{k}_trc-AV45_space-T1w_res-2_desc-synthMean_pet.nii.gz" for k in (1, 2)}
+
+
+def test_fmriprep_is_reused(again):
+    prep = again / "prep" / "sub-positive" / "ses-1" / "anat"
+    folder = again / "out" / "sub-positive" / "ses-1"
     sidecar = next((folder / "pet").glob("*space-T1w*synthMean_pet.json"))
     sources = json.loads(sidecar.read_text())["Sources"]
     assert "bids:fmriprep:sub-positive/ses-1/anat/sub-positive_ses-1_desc-preproc_T1w.nii.gz" in sources
@@ -73,15 +99,9 @@ def test_sessions_stay_apart_and_fmriprep_is_reused(two_sessions, tmp_path):
 
 
 @pytest.mark.skipif(not (SHARED / "templateflow").is_dir(), reason="shared/data/templateflow is not here")
-def test_template_space(example, tmp_path):
-    words = ["participant", "--participant-label", "positive", "--n-draws", "2", "--device", "cpu"]
-    spaces = ["--output-spaces", "T1w", "MNI152NLin2009cAsym:res-2"]
-    home = tmp_path / "templateflow"
-    shutil.copytree(SHARED / "templateflow", home)
-    done = command(example, tmp_path / "out", *words, *spaces, TEMPLATEFLOW_HOME=str(home))
-    assert done.returncode == 0, done.stderr + done.stdout
-    image = nib.load(next((tmp_path / "out").rglob("*space-MNI152NLin2009cAsym_res-2_desc-synthMean_pet.nii.gz")))
-    template = home / "tpl-MNI152NLin2009cAsym"
+def test_template_space(again):
+    image = nib.load(next(again.rglob("*space-MNI152NLin2009cAsym_res-2_desc-synthMean_pet.nii.gz")))
+    template = again / "templateflow" / "tpl-MNI152NLin2009cAsym"
     mask = nib.load(template / "tpl-MNI152NLin2009cAsym_res-02_desc-brain_mask.nii.gz")
     assert np.allclose(image.affine, mask.affine) and image.shape == mask.shape
     data, inside = image.get_fdata(), mask.get_fdata() > 0

@@ -107,7 +107,7 @@ class DirectSpec(_Part):
     kind: Literal["direct"]
     noise: bool = False
     steps: Literal[1] = 1
-    guidance: Literal[1.0] = 1.0
+    guidance: float = Field(default=1.0, ge=1, le=1)
 
     @property
     def solver(self) -> str:
