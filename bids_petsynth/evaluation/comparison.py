@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from bids_petsynth.anatomy.volume import Volume, resample
 from bids_petsynth.errors import InputError
 from bids_petsynth.evaluation.groups import numbers
 from bids_petsynth.evaluation.image import image_figures
-from bids_petsynth.evaluation.surface import project_person
+from bids_petsynth.evaluation.surface import project_person, template_brain
 from bids_petsynth.evaluation.template import into_template, landmark_warp
 from bids_petsynth.evaluation.voxelwise import atrophy_measures
 from bids_petsynth.pet.quantification import Quantification, quantify
@@ -65,8 +66,13 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
 
-def written_anatomy(scan: Scan, pet: Pet) -> Anatomy:
+def written_anatomy(scan: Scan, pet: Pet, with_t1w: bool = True) -> Anatomy:
     """The head on the model grid, from the files that ``participant`` wrote.
+
+    Parameters
+    ----------
+    with_t1w
+        False leaves the T1w away (an empty array): a scan that lies on it already needs the labels alone.
 
     Raises
     ------
@@ -75,10 +81,12 @@ def written_anatomy(scan: Scan, pet: Pet) -> Anatomy:
     """
     mean = load(pet.mean, scan.case.label)
     grid = Grid(tuple(mean.shape), np.asarray(mean.affine, float))
-    t1w, dseg = (load(path, scan.case.label) for path in (scan.t1w, scan.dseg))
-    labels = resample(Volume(np.asanyarray(dseg.dataobj).astype(np.float32), dseg.affine), grid, 0)
+    who = scan.case.label
+    labels = resample(Volume(voxels(scan.dseg, who), load(scan.dseg, who).affine), grid, 0)
     labels = labels.round().astype(np.uint8)
-    head = resample(Volume(np.asanyarray(t1w.dataobj).astype(np.float32), t1w.affine), grid)
+    if not with_t1w:
+        return Anatomy(np.zeros(0, np.float32), labels, np.zeros(0), grid)
+    head = resample(Volume(voxels(scan.t1w, who), load(scan.t1w, who).affine), grid)
     white = np.isin(labels, [code for code, _, _, region in lookup() if region.tissue == "wm"])
     level = float(np.median(head[white])) if white.any() else float(head.max())
     return Anatomy(head / max(level, 1e-6), labels, np.zeros(0), grid)
@@ -122,8 +130,8 @@ def compare(
 
     Returns
     -------
-    The figures, and by name, for maps over people: ``difference`` (synthetic minus real SUVR on :func:`maps_grid`, NaN
-    where the real scan has no data) and ``synthetic``, ``real`` (values on the surface of the cortex, see
+    The figures, and by name, for maps over people: ``difference`` (synthetic minus real SUVR in the voxels of
+    :func:`maps_brain`, NaN where the real scan has no data) and ``synthetic``, ``real`` (values on the surface of the cortex, see
     ``evaluation.surface``). There are no maps of a head with too few labelled regions.
 
     Raises
@@ -133,7 +141,7 @@ def compare(
     """
     from bids_petsynth.pet.preparation import prepare_pet
 
-    anatomy = written_anatomy(scan, pet)
+    anatomy = written_anatomy(scan, pet, with_t1w=not real.prepared)
     made = prepare_pet(real, anatomy, pet.tracer, window_min=window_min, fwhm=fwhm, seed=seed)
     mean = voxels(pet.mean, scan.case.label)
     brain = anatomy.labels > 0
@@ -175,6 +183,12 @@ def maps_grid() -> Grid:
     return template_grid((96, 112, 96), 2.0)
 
 
+@cache
+def maps_brain() -> np.ndarray:
+    """``(X, Y, Z)`` bool on :func:`maps_grid`: the template's brain, where differences are kept."""
+    return template_brain(maps_grid())
+
+
 def maps_of(synthetic: np.ndarray, real: np.ndarray, anatomy: Anatomy, tracer: str) -> dict[str, np.ndarray]:
     """What :func:`compare` keeps for maps over people; empty if the labels hold too few regions."""
     labels, affine = anatomy.labels, anatomy.grid.affine
@@ -182,9 +196,9 @@ def maps_of(synthetic: np.ndarray, real: np.ndarray, anatomy: Anatomy, tracer: s
         warp = landmark_warp(labels, affine)
     except ValueError:
         return {}
-    out = {"difference": into_template(synthetic - real, affine, warp, maps_grid())}
+    out = {"difference": into_template(synthetic - real, affine, warp, maps_grid(), mask=maps_brain())}
     for name, volume in (("synthetic", synthetic), ("real", real)):
-        out[name] = project_person(volume.astype(np.float32), labels, affine, tracer).values
+        out[name] = project_person(volume, labels, affine, tracer, warp).values
     return out
 
 

@@ -110,7 +110,14 @@ def sample_at(volume: np.ndarray, affine: np.ndarray, points: np.ndarray, order:
     return np.where(((voxels >= -0.5) & (voxels <= size - 0.5)).all(0), out, np.nan)
 
 
-def into_template(volume: np.ndarray, affine: np.ndarray, warp: Warp, grid: Grid, order: int = 1) -> np.ndarray:
+def into_template(
+    volume: np.ndarray,
+    affine: np.ndarray,
+    warp: Warp,
+    grid: Grid,
+    order: int = 1,
+    mask: np.ndarray | None = None,
+) -> np.ndarray:
     """A head's image on a grid in template space, ``grid.shape``, float32, NaN outside its field of view.
 
     Parameters
@@ -119,6 +126,8 @@ def into_template(volume: np.ndarray, affine: np.ndarray, warp: Warp, grid: Grid
         The image ``(X, Y, Z)`` and its RAS+ affine, in the mm that ``warp`` leads to.
     grid
         Axis-aligned in template space, such as ``anatomy.alignment.template_grid``.
+    mask
+        ``grid.shape`` bool: only these V voxels are wanted, and come as ``(V,)``.
     """
     # the map is smooth: every fourth voxel tells it to a few hundredths of a mm
     coarse = [np.append(np.arange(0, n - 1, 4), n - 1) for n in grid.shape]
@@ -126,7 +135,7 @@ def into_template(volume: np.ndarray, affine: np.ndarray, warp: Warp, grid: Grid
     at_nodes = warp(nodes.reshape(-1, 3) @ grid.affine[:3, :3].T + grid.affine[:3, 3]).reshape(nodes.shape)
     for axis, (places, n) in enumerate(zip(coarse, grid.shape, strict=True)):
         at_nodes = _lines(at_nodes, places, n, axis)
-    return sample_at(volume, affine, at_nodes, order)
+    return sample_at(volume, affine, at_nodes if mask is None else at_nodes[mask], order)
 
 
 def _lines(values: np.ndarray, places: np.ndarray, n: int, axis: int) -> np.ndarray:
