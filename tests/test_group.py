@@ -338,6 +338,50 @@ def test_no_value_of_a_participant_in_what_is_printed(tmp_path, capsys):
     assert not any("0.98765" in path.read_text() for path in (out / "group").glob("*.tsv"))
 
 
+def test_a_part_that_fails_says_so_and_the_others_stand(tmp_path, monkeypatch, capsys):
+    from bids_petsynth.errors import InputError
+    from bids_petsynth.reports import cohort_sections, comparison_sections
+
+    def broken(*_):
+        raise ValueError("0.98765 is a value of somebody")
+
+    def unusable(*_):
+        raise InputError("the table of regions is empty; run participant again")
+
+    bids, out = write(tmp_path, people(12))
+    assert run(bids, out) == 0
+    assert (out / "group/groups.tsv").is_file()
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(cohort_sections, "group_section", broken)
+        patch.setattr(comparison_sections, "regional_section", unusable)
+        assert run(bids, out, "--group-column", "diagnosis") == 1
+    said = capsys.readouterr()
+    seen = check_page(out).seen
+    for text in (said.err, seen):
+        assert "Groups could not be made" in text or "This part could not be made" in text
+        assert "unexpected ValueError; please report logs/group_groups_crash.txt" in text
+        assert "the table of regions is empty; run participant again" in text
+        assert "0.98765" not in text and "Traceback" not in text
+    assert "Traceback" in (out / "logs/group_groups_crash.txt").read_text()
+    assert "without 2 of its parts" in said.out
+    # what failed leaves no table of an earlier run behind, and the rest is there
+    assert not (out / "group/groups.tsv").exists()
+    assert (out / "group/quality.tsv").is_file() and "Clinical and blood values" in seen
+    # the same command again is no rerun with nothing to do
+    assert run(bids, out, "--group-column", "diagnosis") == 0
+    assert (out / "group/groups.tsv").is_file() and not (out / "logs/group_groups_crash.txt").exists()
+
+
+def test_another_version_of_the_code_makes_the_report_again(tmp_path, monkeypatch, capsys):
+    bids, out = write(tmp_path, people(2))
+    assert run(bids, out) == 0 and run(bids, out) == 0
+    assert "Nothing has changed" in capsys.readouterr().out
+    monkeypatch.setattr(level, "code_hash", lambda: "another")
+    assert run(bids, out) == 0
+    assert "Nothing has changed" not in capsys.readouterr().out
+
+
 def test_read_tsv_of_a_written_table(cohort):
     _, out = cohort
     rows, odd = read_tsv(out / "group" / "quality.tsv")

@@ -131,8 +131,9 @@ def compare(
     Returns
     -------
     The figures, and by name, for maps over people: ``difference`` (synthetic minus real SUVR in the voxels of
-    :func:`maps_brain`, NaN where the real scan has no data) and ``synthetic``, ``real`` (values on the surface of the cortex, see
-    ``evaluation.surface``). There are no maps of a head with too few labelled regions.
+    :func:`maps_brain`, NaN where the real scan has no data), ``uptake`` (the real SUVR there), and ``synthetic``,
+    ``real`` (values on the surface of the cortex, see ``evaluation.surface``). There are no maps of a head with too few
+    labelled regions.
 
     Raises
     ------
@@ -189,6 +190,13 @@ def maps_brain() -> np.ndarray:
     return template_brain(maps_grid())
 
 
+def maps_volume(values: np.ndarray) -> np.ndarray:
+    """Values ``(V,)`` of :func:`maps_brain` as a volume on :func:`maps_grid`, NaN outside."""
+    out = np.full(maps_brain().shape, np.nan, np.float32)
+    out[maps_brain()] = values
+    return out
+
+
 def maps_of(synthetic: np.ndarray, real: np.ndarray, anatomy: Anatomy, tracer: str) -> dict[str, np.ndarray]:
     """What :func:`compare` keeps for maps over people; empty if the labels hold too few regions."""
     labels, affine = anatomy.labels, anatomy.grid.affine
@@ -196,7 +204,8 @@ def maps_of(synthetic: np.ndarray, real: np.ndarray, anatomy: Anatomy, tracer: s
         warp = landmark_warp(labels, affine)
     except ValueError:
         return {}
-    out = {"difference": into_template(synthetic - real, affine, warp, maps_grid(), mask=maps_brain())}
+    carried = into_template(np.stack([synthetic, real]), affine, warp, maps_grid(), mask=maps_brain())
+    out = {"difference": carried[0] - carried[1], "uptake": carried[1]}
     for name, volume in (("synthetic", synthetic), ("real", real)):
         out[name] = project_person(volume, labels, affine, tracer, warp).values
     return out

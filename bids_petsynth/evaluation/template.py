@@ -123,7 +123,7 @@ def into_template(
     Parameters
     ----------
     volume, affine
-        The image ``(X, Y, Z)`` and its RAS+ affine, in the mm that ``warp`` leads to.
+        The image ``(X, Y, Z)``, or several ``(N, X, Y, Z)``, and its RAS+ affine, in the mm that ``warp`` leads to.
     grid
         Axis-aligned in template space, such as ``anatomy.alignment.template_grid``.
     mask
@@ -135,7 +135,10 @@ def into_template(
     at_nodes = warp(nodes.reshape(-1, 3) @ grid.affine[:3, :3].T + grid.affine[:3, 3]).reshape(nodes.shape)
     for axis, (places, n) in enumerate(zip(coarse, grid.shape, strict=True)):
         at_nodes = _lines(at_nodes, places, n, axis)
-    return sample_at(volume, affine, at_nodes if mask is None else at_nodes[mask], order)
+    points = at_nodes if mask is None else at_nodes[mask]
+    if volume.ndim == 4:
+        return np.stack([sample_at(one, affine, points, order) for one in volume])
+    return sample_at(volume, affine, points, order)
 
 
 def _lines(values: np.ndarray, places: np.ndarray, n: int, axis: int) -> np.ndarray:

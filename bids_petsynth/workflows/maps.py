@@ -11,7 +11,7 @@ import pandas as pd
 
 from bids_petsynth.errors import ModelError
 from bids_petsynth.evaluation.cohort import PET
-from bids_petsynth.evaluation.comparison import maps_brain, maps_grid
+from bids_petsynth.evaluation.comparison import maps_grid, maps_volume
 from bids_petsynth.evaluation.findings import Section, Table
 from bids_petsynth.evaluation.groups import numbers
 from bids_petsynth.evaluation.normative import Normative, model_normative, z_scores
@@ -86,7 +86,9 @@ def _tracer(name: str, outcomes: Sequence[Outcome], clusters: pd.Series, model: 
     figures: list[Figure] = []
     units = voxels.people
     if units >= numbers()["least_clusters"]:
-        figure = voxelwise_figure(_on_grid(voxels.maps()), maps_grid(), name, units)
+        figure = voxelwise_figure(
+            {key: maps_volume(values) for key, values in voxels.maps().items()}, maps_grid(), name, units
+        )
         if units < people:
             figure = replace(figure, caption=f"{figure.caption} {people} people of {units} independent units.")
         figures.append(replace(figure, desc=f"voxelwise{name}wide"))
@@ -105,15 +107,6 @@ def _tracer(name: str, outcomes: Sequence[Outcome], clusters: pd.Series, model: 
         z = {f"mean {side}": mean.value() for side, mean in z_sums.items()}
         figures.append(replace(z_figure(z, normative), desc=f"surfacez{name}wide"))
     return figures, rows, said
-
-
-def _on_grid(maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Values ``(V,)`` of the template's brain as volumes, NaN outside."""
-    brain = maps_brain()
-    out = {name: np.full(brain.shape, np.nan) for name in maps}
-    for name, values in maps.items():
-        out[name][brain] = values
-    return out
 
 
 class _Mean:
