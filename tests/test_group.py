@@ -8,12 +8,14 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 from browser import CHROMIUM, Browser
 from cohort_small import Person, write
 
+from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.pets import Pair
 from bids_petsynth.bids.tables import read_tsv
 from bids_petsynth.cli.main import main
@@ -388,6 +390,30 @@ def test_read_tsv_of_a_written_table(cohort):
     assert len(rows) == 26 and odd == []
 
 
+def test_whole_scans_tell_classes_apart_on_demand(tmp_path, capsys):
+    own = people(24)
+    bids, out = write(tmp_path, own)
+    rng = np.random.default_rng(0)
+    labels = np.zeros((12, 14, 12), np.uint8)
+    labels[2:10, 2:12, 2:10] = 9
+    for person in own:
+        case = Case(person.label, None, None)
+        scan = 1 + 0.1 * rng.normal(size=labels.shape)
+        scan[3:7, 3:7, 3:7] += person.columns["diagnosis"] == "AD"
+        for kind, data in (("pet_mean", scan), ("dseg", labels), ("t1w", 1 + rng.random(labels.shape))):
+            path = out / output_path(kind, case, **({"tracer": "AV45"} if kind == "pet_mean" else {}))
+            nib.save(nib.Nifti1Image(np.asarray(data, np.float32), np.diag([4.0, 4, 4, 1])), path)
+    options = ("--diagnosis", "diagnosis", "--seeds", "1", "--folds", "2")
+    assert run(bids, out, "--diagnosis-cnn") == 2 and "needs --diagnosis" in capsys.readouterr().err
+    assert run(bids, out, *options, "--diagnosis-cnn") == 0
+    told = table(out, "wholescansperformance").set_index("features")["auc"]
+    assert told["whole synthetic PET"] > 0.9 and 0.1 < told["whole T1w"] < 0.9
+    assert "A small 3D network looks at the whole scan (24 people, AV45)" in check_page(out).seen
+    for path in (out / "group").glob("wholescans*.tsv"):
+        header = path.read_text().splitlines()[0].split("\t")
+        assert [name for name in header if not about_column(path.stem, name)] == [], path.name
+
+
 def test_diagnosis_and_score(tmp_path, monkeypatch):
     with_real(monkeypatch)
     own = people(24)
@@ -414,6 +440,7 @@ def test_diagnosis_and_score(tmp_path, monkeypatch):
     best = told[told["features"] == "synthetic PET"].iloc[0]
     assert best["auc"] > 0.95
     assert json.loads((out / "group/classifier/classifier.json").read_text())["Classes"]
+    assert not list((out / "group").glob("wholescans*"))
     score = table(out, "score")
     assert score[score["features"] == "synthetic PET"].iloc[0]["r"] > 0.8
     for path in (out / "group").glob("*.tsv"):

@@ -130,10 +130,10 @@ def compare(
 
     Returns
     -------
-    The figures, and by name, for maps over people: ``difference`` (synthetic minus real SUVR in the voxels of
-    :func:`maps_brain`, NaN where the real scan has no data), ``uptake`` (the real SUVR there), and ``synthetic``,
-    ``real`` (values on the surface of the cortex, see ``evaluation.surface``). There are no maps of a head with too few
-    labelled regions.
+    The figures, and by name, for maps over people: in the voxels of :func:`maps_brain` ``difference`` (synthetic minus
+    real SUVR, NaN where the real scan has no data), ``uptake`` (the real SUVR) and ``labels`` (``dseg`` codes), and
+    ``synthetic``, ``real`` (values on the surface of the cortex, see ``evaluation.surface``). There are no maps of a
+    head with too few labelled regions.
 
     Raises
     ------
@@ -206,6 +206,7 @@ def maps_of(synthetic: np.ndarray, real: np.ndarray, anatomy: Anatomy, tracer: s
         return {}
     carried = into_template(np.stack([synthetic, real]), affine, warp, maps_grid(), mask=maps_brain())
     out = {"difference": carried[0] - carried[1], "uptake": carried[1]}
+    out["labels"] = into_template(labels, affine, warp, maps_grid(), order=0, mask=maps_brain())
     for name, volume in (("synthetic", synthetic), ("real", real)):
         out[name] = project_person(volume, labels, affine, tracer, warp).values
     return out

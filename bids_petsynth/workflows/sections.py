@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,9 @@ from bids_petsynth.evaluation.findings import Section
 
 if TYPE_CHECKING:
     from bids_petsynth.evaluation.pairs import Pairs
+    from bids_petsynth.reports import comparison_sections
     from bids_petsynth.reports.content import Scan
+    from bids_petsynth.workflows.comparisons import Outcome
     from bids_petsynth.workflows.group import Compared, Plan
 
 
@@ -98,7 +101,9 @@ def add_real_pet(
 
     parts.add("pairs", "With real PET", start)
     first = {one.first.tracer: set(one.first.real.index) for one in found}
-    parts.add("images", "Images", lambda: make.image_section(found, group.fid_table(plan, done, first)))
+    parts.add(
+        "images", "Images", lambda: make.image_section(found, group.fid_table(plan, done, first), rivals(done, found))
+    )
     parts.add("maps", "Maps", lambda: maps_section(done, first, clusters, plan.model or built_in()))
     parts.add("regions", "Regions", lambda: make.regional_section(found))
     parts.add("global", "Centiloid and status", lambda: make.global_section(found))
@@ -156,3 +161,24 @@ def add_classes(
             parts.add("wholescans", TITLE, lambda: scans_section(plan, cohort, scans, compared, label, clusters))
     if values is not None:
         parts.add("score", f"Score {values.name}", lambda: score(values))
+
+
+def rivals(done: Sequence[Outcome], parts: Sequence[comparison_sections.Compared]) -> pd.DataFrame:
+    """Images of simpler methods beside the synthetic PET's; empty where there are too few people for folds."""
+    from bids_petsynth.evaluation.opponent_images import PAINTED_FROM, image_errors, image_table
+    from bids_petsynth.pet.tracers import tracer
+    from bids_petsynth.workflows.comparisons import kept_maps
+
+    jobs = {one.job.key: one.job for one in done}
+    tables = []
+    for part in parts:
+        name, people = part.first.tracer, list(part.first.real.index)
+        if not part.folds:
+            continue
+        read = [partial(kept_maps, jobs[(*key, name)]) for key in people]
+        painted = pd.DataFrame(part.regional[PAINTED_FROM], columns=part.first.real.columns)
+        errors = image_errors(read, part.folds, painted)
+        low, high = tracer(name).display
+        if errors:
+            tables.append(image_table(name, errors, high - low, part.first.clusters.to_numpy()))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
