@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM, WHOLE, Browser, Page
 from cohort_small import Person, write
 
 from bids_petsynth.bids.naming import output_path
@@ -51,27 +50,6 @@ def run(bids: Path, out: Path, *options: str) -> int:
 
 def table(out: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(out / "group" / f"{name}.tsv", sep="\t", na_values="n/a", keep_default_na=False)
-
-
-class Page(HTMLParser):
-    """Attributes of all elements, and the text that is seen."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.seen, self._hidden = "", False
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        self._hidden = tag in ("script", "style")
-
-    def handle_endtag(self, tag):
-        self._hidden = False
-
-    def handle_data(self, data):
-        if not self._hidden:
-            self.seen += data
 
 
 def check_page(out: Path) -> Page:
@@ -248,6 +226,25 @@ def test_planted_bias_error_and_status_come_back(tmp_path, monkeypatch):
         assert [name for name in header if not about_column(path.stem, name)] == [], path.name
 
 
+def test_without_a_cohort_the_card_of_the_model_in_use_speaks(tmp_path):
+    from bids_petsynth.models.synthesizer import built_in
+
+    bids, out = write(tmp_path, people(3))
+    assert run(bids, out) == 0
+    assert not (out / "group/heldout.tsv").exists()  # they are of another model
+    about = json.loads((built_in() / "model.json").read_text())
+    for path in out.rglob("*_pet.json"):
+        sidecar = json.loads(path.read_text())
+        sidecar["Model"] |= {"Name": about["name"], "Version": about["version"]}
+        path.write_text(json.dumps(sidecar))
+    assert run(bids, out) == 0
+    assert "not from this dataset" in check_page(out).seen
+    told = table(out, "heldout").set_index("tracer")
+    line = re.search(r"^\| AV45 \| (\S+) \| (\S+) \|", (built_in() / "MODEL_CARD.md").read_text(), re.MULTILINE)
+    assert told.loc["AV45", ["mae", "mae_of_mean"]].tolist() == [float(number) for number in line.groups()]
+    assert list(told.index) == about["tracers"]
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_few_people_with_real_pet(tmp_path, monkeypatch, n):
     with_real(monkeypatch)
@@ -308,6 +305,7 @@ def test_the_table_sorts_filters_and_prints_in_a_browser(cohort, tmp_path):
     _, out = cohort
     with Browser(tmp_path / "profile") as browser:
         browser.open((out / "group.html").as_uri())
+        assert browser.value(WHOLE)
         rows = "[...document.querySelectorAll('#table-quality tbody tr')]"
         first = f"{rows}.filter(r => !r.hidden)[0].cells[0].textContent"
         assert browser.value(f"{rows}.length") == 26

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -119,6 +119,20 @@ def pairs_section(parts: Sequence[Compared], left: pd.DataFrame, quality: pd.Dat
         )
         tables.append(Table("methods", "What the synthetic PET is compared with", known))
     return Section("pairs", "With real PET", sentences, tables)
+
+
+def with_held_out(section: Section, figures: pd.DataFrame, demonstration: bool) -> Section:
+    """The section with the ``figures`` of the model's card, where there is no cohort to learn opponents from."""
+    if not len(figures):
+        return section
+    who = "simulated people" if demonstration else "people"
+    text = (
+        "This dataset has too little real PET to judge the synthetic PET, or simpler methods beside it. What the "
+        f"model's card says of {who} that were kept from its training is below; it need not hold here."
+    )
+    note = "Regional SUVR over all regions: the model, and every region's mean over the same people"
+    table = Table("heldout", "From the model's card, not from this dataset", figures, note)
+    return replace(section, sentences=[*section.sentences, text], tables=[*section.tables, table])
 
 
 def image_section(parts: Sequence[Compared], fid: Table | None = None, rivals: pd.DataFrame | None = None) -> Section:

@@ -262,6 +262,32 @@ def model_inputs(folder: Path | None) -> Mapping[str, Mapping[str, float]]:
     return {name: entry | {"log": name in logs} for name, entry in about.get("variables", {}).items()}
 
 
+def held_out_figures(folder: Path | None, cohort: Cohort) -> pd.DataFrame:
+    """What the card of the model in use says of the people that were kept from its training, and of their mean.
+
+    Empty where the outputs are of another model than ``folder`` (the built-in one if None), or its card has no such
+    table.
+    """
+    from bids_petsynth.models.folder import verified
+    from bids_petsynth.models.synthesizer import built_in
+
+    folder = folder or built_in()
+    about = verified(folder)
+    if {(m.get("Name"), m.get("Version")) for m in cohort.models} != {(about["name"], about["version"])}:
+        return pd.DataFrame()
+    lines = (folder / "MODEL_CARD.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    head = next((i for i, row in enumerate(cells) if row[:4] == ["tracer", "MAE", "baseline", "bias"]), None)
+    if head is None:
+        return pd.DataFrame()
+    rows = []
+    for tracer, model, mean, bias, *_ in cells[head + 1 :]:
+        if tracer not in about["tracers"]:
+            break
+        rows.append({"tracer": tracer, "mae": float(model), "mae_of_mean": float(mean), "bias": float(bias)})
+    return pd.DataFrame(rows)
+
+
 def facts(cohort: Cohort, cases: list[Case], plan: Plan) -> list[tuple[str, str]]:
     """What stands at the top of the report."""
     from bids_petsynth import __version__

@@ -97,7 +97,10 @@ def add_real_pet(
 
     def start() -> Section:
         found.extend(make.compared(cohort, own, equations[name], plan.seed) for name, own in pairs.items())
-        return make.pairs_section(found, compared.left, group.preparation(compared.outcomes), cohort.simulated)
+        section = make.pairs_section(found, compared.left, group.preparation(compared.outcomes), cohort.simulated)
+        if any(one.folds for one in found):
+            return section
+        return make.with_held_out(section, group.held_out_figures(plan.model, cohort), cohort.demonstration)
 
     parts.add("pairs", "With real PET", start)
     first = {one.first.tracer: set(one.first.real.index) for one in found}
