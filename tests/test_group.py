@@ -153,6 +153,32 @@ def test_degenerate_cohorts_get_a_report_that_opens(tmp_path, own):
     check_page(out)
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        [SMALL],
+        [replace(p, columns={**p.columns, "diagnosis": "AD", "MMSE": "29"}) for p in people(12)],
+        [
+            replace(
+                p,
+                columns={"diagnosis": "AD" if p.label == "000" else "n/a", "MMSE": "29" if p.label == "000" else "n/a"},
+            )
+            for p in people(3)
+        ],
+        [SMALL, *(replace(p, load=None) for p in people(4)[1:])],
+    ],
+    ids=["one", "oneclass", "allmissing", "failed"],
+)
+def test_degenerate_cohorts_with_a_diagnosis_get_a_sentence(tmp_path, own):
+    own = [replace(p, columns={"MMSE": "29", **p.columns}) for p in own]
+    bids, out = write(tmp_path, own)
+    assert run(bids, out, "--diagnosis", "diagnosis", "--diagnosis-cnn", "--score", "MMSE", "--seeds", "1") == 0
+    seen = check_page(out).seen
+    assert "Diagnosis" in seen and "Score MMSE" in seen
+    assert "could not be made" not in seen and not list((out / "logs").glob("*crash*"))
+    assert not (out / "group/classifier").exists()
+
+
 def test_change_over_sessions_is_per_year_and_in_order_of_dates(tmp_path):
     visits = [("b", "2020-01-01T10:00:00", 10.0), ("a", "2022-01-01T10:00:00", 30.0)]
     own = [Person("01", {"age": "70"}, load, session, date=date) for session, date, load in visits]
@@ -310,7 +336,7 @@ def test_the_table_sorts_filters_and_prints_in_a_browser(cohort, tmp_path):
         first = f"{rows}.filter(r => !r.hidden)[0].cells[0].textContent"
         assert browser.value(f"{rows}.length") == 26
         heads = "[...document.querySelectorAll('#table-quality th')]"
-        press = heads + ".find(h => h.textContent === 'centiloid approximate').querySelector('button')"
+        press = heads + ".find(h => h.textContent === 'Centiloid approximate').querySelector('button')"
         loads = {f"sub-{p.label}": p.load for p in people()}
         browser.value(f"{press}.focus()")
         assert browser.value("document.activeElement.tagName") == "BUTTON"

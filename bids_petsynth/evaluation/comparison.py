@@ -7,7 +7,7 @@ at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from bids_petsynth.errors import InputError
 from bids_petsynth.evaluation.groups import numbers
 from bids_petsynth.evaluation.image import image_figures
 from bids_petsynth.evaluation.surface import project_person, template_brain
-from bids_petsynth.evaluation.template import into_template, landmark_warp
+from bids_petsynth.evaluation.template import landmark_warp, places, sample_at
 from bids_petsynth.evaluation.voxelwise import atrophy_measures
 from bids_petsynth.pet.quantification import Quantification, quantify
 from bids_petsynth.pet.tracers import targets
@@ -31,6 +31,10 @@ from bids_petsynth.types import Anatomy, Grid, PetScan
 
 if TYPE_CHECKING:
     from bids_petsynth.reports.content import Pet, Scan
+
+
+#: Voxels around the brain that are kept where volumes are cut to it.
+_MARGIN = 8
 
 
 @dataclass(frozen=True)
@@ -199,17 +203,30 @@ def maps_volume(values: np.ndarray) -> np.ndarray:
 
 def maps_of(synthetic: np.ndarray, real: np.ndarray, anatomy: Anatomy, tracer: str) -> dict[str, np.ndarray]:
     """What :func:`compare` keeps for maps over people; empty if the labels hold too few regions."""
-    labels, affine = anatomy.labels, anatomy.grid.affine
+    labels, affine, (synthetic, real) = _cropped(anatomy, (synthetic, real))
     try:
         warp = landmark_warp(labels, affine)
     except ValueError:
         return {}
-    carried = into_template(np.stack([synthetic, real]), affine, warp, maps_grid(), mask=maps_brain())
-    out = {"difference": carried[0] - carried[1], "uptake": carried[1]}
-    out["labels"] = into_template(labels, affine, warp, maps_grid(), order=0, mask=maps_brain())
+    points = places(warp, maps_grid(), maps_brain())
+    uptake = sample_at(real, affine, points)
+    out = {"difference": sample_at(synthetic, affine, points) - uptake, "uptake": uptake}
+    out["labels"] = sample_at(labels, affine, points, order=0)
     for name, volume in (("synthetic", synthetic), ("real", real)):
         out[name] = project_person(volume, labels, affine, tracer, warp).values
     return out
+
+
+def _cropped(anatomy: Anatomy, volumes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Labels, affine and volumes cut to the brain with a margin wider than any smoothing here."""
+    found = np.nonzero(anatomy.labels)
+    if not len(found[0]):
+        return anatomy.labels, anatomy.grid.affine, list(volumes)
+    low = [max(int(axis.min()) - _MARGIN, 0) for axis in found]
+    box = tuple(slice(start, int(axis.max()) + _MARGIN + 1) for start, axis in zip(low, found, strict=True))
+    affine = anatomy.grid.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ low
+    return anatomy.labels[box], affine, [volume[box] for volume in volumes]
 
 
 def centiloid_of(pet: Pet, suvr: float | None) -> float | None:

@@ -156,8 +156,9 @@ def one(job: Job) -> Outcome:
         return Outcome(job, None, f"unexpected {type(error).__name__}; please report logs/{crash.name}")
     crash.unlink(missing_ok=True)
     job.record.unlink(missing_ok=True)
+    # noise hardly compresses: it would take longer than it saves
     half = {name: values.astype(np.float16) for name, values in maps.items()}
-    write_atomically(job.volume, lambda file: np.savez_compressed(file, **half))
+    write_atomically(job.volume, lambda file: np.savez(file, **half))
     write_bytes(job.record, json_text({"Fingerprint": print_, **as_json(found)}).encode())
     return Outcome(job, found)
 
