@@ -105,7 +105,12 @@ def image_table(tracer: str, errors: Mapping[str, np.ndarray], width: float, clu
         mae, mse = found[there].T
         figures = {"mae_template": mae, "mse_template": mse}
         figures["psnr_template"] = 10 * np.log10(width**2 / np.maximum(mse, 1e-12))
-        row: dict[str, object] = {"tracer": tracer, "method": name, "what": IMAGES.get(name, ""), "n": int(there.sum())}
+        row: dict[str, object] = {
+            "tracer": tracer,
+            "method": name,
+            "what": IMAGES.get(name, "the synthetic PET of this folder"),
+            "n": int(there.sum()),
+        }
         for figure, values in figures.items():
             row[figure] = float(values.mean())
             if len(np.unique(clusters[there])) >= least:
