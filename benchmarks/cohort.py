@@ -83,6 +83,8 @@ def print_tables(found: Diagnosis, people: int) -> None:
     """The tables as Markdown."""
     for sentence in found.sentences:
         print(sentence)
+    if "performance" not in found.tables:
+        return
     table = found.tables["performance"]
     print(f"\n{people} simulated people\n\n| features | classifier | AUC | balanced accuracy |\n|---|---|---|---|")
     for row in table.to_dict("records"):
@@ -96,7 +98,10 @@ def print_tables(found: Diagnosis, people: int) -> None:
         holds = all(areas[a] <= areas[b] for a, b in zip(ORDER, ORDER[1:], strict=False))
         print(f"\n{kind}: {said}: the published order {'holds' if holds else 'does not hold'}")
     if "comparison" in found.tables:
-        print("\n" + found.tables["comparison"].to_string(index=False))
+        table = found.tables["comparison"]
+        steps = set(zip(ORDER, ORDER[1:], strict=False))
+        pairs = table[["features", "compared_with"]].itertuples(index=False, name=None)
+        print("\n" + table[[set(pair) in map(set, steps) for pair in pairs]].to_string(index=False))
 
 
 def main() -> None:
