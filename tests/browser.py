@@ -1,4 +1,7 @@
-"""A headless Chromium driven over a pipe, without any package: opens a file, tells what its console said."""
+"""What tests of reports share: a page's elements and seen text, and a headless Chromium driven over a pipe.
+
+The browser needs no package; it opens a file and tells what its console said.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 import shutil
 import subprocess
 import time
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,34 @@ _FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
+
+
+#: True in a page whose pictures are all there and that is no wider than its window.
+WHOLE = (
+    "[...document.images].every(i => i.complete && i.naturalWidth > 100)"
+    " && document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+)
+
+
+class Page(HTMLParser):
+    """Attributes of all elements, and the text that is seen."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.seen, self._hidden = "", False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._hidden = tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self._hidden = False
+
+    def handle_data(self, data):
+        if not self._hidden:
+            self.seen += data
 
 
 class Browser:

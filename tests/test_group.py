@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM, WHOLE, Browser, Page
 from cohort_small import Person, write
 
+from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.pets import Pair
 from bids_petsynth.bids.tables import read_tsv
 from bids_petsynth.cli.main import main
@@ -49,27 +50,6 @@ def run(bids: Path, out: Path, *options: str) -> int:
 
 def table(out: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(out / "group" / f"{name}.tsv", sep="\t", na_values="n/a", keep_default_na=False)
-
-
-class Page(HTMLParser):
-    """Attributes of all elements, and the text that is seen."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.seen, self._hidden = "", False
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        self._hidden = tag in ("script", "style")
-
-    def handle_endtag(self, tag):
-        self._hidden = False
-
-    def handle_data(self, data):
-        if not self._hidden:
-            self.seen += data
 
 
 def check_page(out: Path) -> Page:
@@ -173,6 +153,32 @@ def test_degenerate_cohorts_get_a_report_that_opens(tmp_path, own):
     check_page(out)
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        [SMALL],
+        [replace(p, columns={**p.columns, "diagnosis": "AD", "MMSE": "29"}) for p in people(12)],
+        [
+            replace(
+                p,
+                columns={"diagnosis": "AD" if p.label == "000" else "n/a", "MMSE": "29" if p.label == "000" else "n/a"},
+            )
+            for p in people(3)
+        ],
+        [SMALL, *(replace(p, load=None) for p in people(4)[1:])],
+    ],
+    ids=["one", "oneclass", "allmissing", "failed"],
+)
+def test_degenerate_cohorts_with_a_diagnosis_get_a_sentence(tmp_path, own):
+    own = [replace(p, columns={"MMSE": "29", **p.columns}) for p in own]
+    bids, out = write(tmp_path, own)
+    assert run(bids, out, "--diagnosis", "diagnosis", "--diagnosis-cnn", "--score", "MMSE", "--seeds", "1") == 0
+    seen = check_page(out).seen
+    assert "Diagnosis" in seen and "Score MMSE" in seen
+    assert "could not be made" not in seen and not list((out / "logs").glob("*crash*"))
+    assert not (out / "group/classifier").exists()
+
+
 def test_change_over_sessions_is_per_year_and_in_order_of_dates(tmp_path):
     visits = [("b", "2020-01-01T10:00:00", 10.0), ("a", "2022-01-01T10:00:00", 30.0)]
     own = [Person("01", {"age": "70"}, load, session, date=date) for session, date, load in visits]
@@ -246,6 +252,25 @@ def test_planted_bias_error_and_status_come_back(tmp_path, monkeypatch):
         assert [name for name in header if not about_column(path.stem, name)] == [], path.name
 
 
+def test_without_a_cohort_the_card_of_the_model_in_use_speaks(tmp_path):
+    from bids_petsynth.models.synthesizer import built_in
+
+    bids, out = write(tmp_path, people(3))
+    assert run(bids, out) == 0
+    assert not (out / "group/heldout.tsv").exists()  # they are of another model
+    about = json.loads((built_in() / "model.json").read_text())
+    for path in out.rglob("*_pet.json"):
+        sidecar = json.loads(path.read_text())
+        sidecar["Model"] |= {"Name": about["name"], "Version": about["version"]}
+        path.write_text(json.dumps(sidecar))
+    assert run(bids, out) == 0
+    assert "not from this dataset" in check_page(out).seen
+    told = table(out, "heldout").set_index("tracer")
+    line = re.search(r"^\| AV45 \| (\S+) \| (\S+) \|", (built_in() / "MODEL_CARD.md").read_text(), re.MULTILINE)
+    assert told.loc["AV45", ["mae", "mae_of_mean"]].tolist() == [float(number) for number in line.groups()]
+    assert list(told.index) == about["tracers"]
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_few_people_with_real_pet(tmp_path, monkeypatch, n):
     with_real(monkeypatch)
@@ -306,11 +331,12 @@ def test_the_table_sorts_filters_and_prints_in_a_browser(cohort, tmp_path):
     _, out = cohort
     with Browser(tmp_path / "profile") as browser:
         browser.open((out / "group.html").as_uri())
+        assert browser.value(WHOLE)
         rows = "[...document.querySelectorAll('#table-quality tbody tr')]"
         first = f"{rows}.filter(r => !r.hidden)[0].cells[0].textContent"
         assert browser.value(f"{rows}.length") == 26
         heads = "[...document.querySelectorAll('#table-quality th')]"
-        press = heads + ".find(h => h.textContent === 'centiloid approximate').querySelector('button')"
+        press = heads + ".find(h => h.textContent === 'Centiloid approximate').querySelector('button')"
         loads = {f"sub-{p.label}": p.load for p in people()}
         browser.value(f"{press}.focus()")
         assert browser.value("document.activeElement.tagName") == "BUTTON"
@@ -338,10 +364,78 @@ def test_no_value_of_a_participant_in_what_is_printed(tmp_path, capsys):
     assert not any("0.98765" in path.read_text() for path in (out / "group").glob("*.tsv"))
 
 
+def test_a_part_that_fails_says_so_and_the_others_stand(tmp_path, monkeypatch, capsys):
+    from bids_petsynth.errors import InputError
+    from bids_petsynth.reports import cohort_sections, comparison_sections
+
+    def broken(*_):
+        raise ValueError("0.98765 is a value of somebody")
+
+    def unusable(*_):
+        raise InputError("the table of regions is empty; run participant again")
+
+    bids, out = write(tmp_path, people(12))
+    assert run(bids, out) == 0
+    assert (out / "group/groups.tsv").is_file()
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(cohort_sections, "group_section", broken)
+        patch.setattr(comparison_sections, "regional_section", unusable)
+        assert run(bids, out, "--group-column", "diagnosis") == 1
+    said = capsys.readouterr()
+    seen = check_page(out).seen
+    for text in (said.err, seen):
+        assert "Groups could not be made" in text or "This part could not be made" in text
+        assert "unexpected ValueError; please report logs/group_groups_crash.txt" in text
+        assert "the table of regions is empty; run participant again" in text
+        assert "0.98765" not in text and "Traceback" not in text
+    assert "Traceback" in (out / "logs/group_groups_crash.txt").read_text()
+    assert "without 2 of its parts" in said.out
+    # what failed leaves no table of an earlier run behind, and the rest is there
+    assert not (out / "group/groups.tsv").exists()
+    assert (out / "group/quality.tsv").is_file() and "Clinical and blood values" in seen
+    # the same command again is no rerun with nothing to do
+    assert run(bids, out, "--group-column", "diagnosis") == 0
+    assert (out / "group/groups.tsv").is_file() and not (out / "logs/group_groups_crash.txt").exists()
+
+
+def test_another_version_of_the_code_makes_the_report_again(tmp_path, monkeypatch, capsys):
+    bids, out = write(tmp_path, people(2))
+    assert run(bids, out) == 0 and run(bids, out) == 0
+    assert "Nothing has changed" in capsys.readouterr().out
+    monkeypatch.setattr(level, "code_hash", lambda: "another")
+    assert run(bids, out) == 0
+    assert "Nothing has changed" not in capsys.readouterr().out
+
+
 def test_read_tsv_of_a_written_table(cohort):
     _, out = cohort
     rows, odd = read_tsv(out / "group" / "quality.tsv")
     assert len(rows) == 26 and odd == []
+
+
+def test_whole_scans_tell_classes_apart_on_demand(tmp_path, capsys):
+    own = people(24)
+    bids, out = write(tmp_path, own)
+    rng = np.random.default_rng(0)
+    labels = np.zeros((12, 14, 12), np.uint8)
+    labels[2:10, 2:12, 2:10] = 9
+    for person in own:
+        case = Case(person.label, None, None)
+        scan = 1 + 0.1 * rng.normal(size=labels.shape)
+        scan[3:7, 3:7, 3:7] += person.columns["diagnosis"] == "AD"
+        for kind, data in (("pet_mean", scan), ("dseg", labels), ("t1w", 1 + rng.random(labels.shape))):
+            path = out / output_path(kind, case, **({"tracer": "AV45"} if kind == "pet_mean" else {}))
+            nib.save(nib.Nifti1Image(np.asarray(data, np.float32), np.diag([4.0, 4, 4, 1])), path)
+    options = ("--diagnosis", "diagnosis", "--seeds", "1", "--folds", "2")
+    assert run(bids, out, "--diagnosis-cnn") == 2 and "needs --diagnosis" in capsys.readouterr().err
+    assert run(bids, out, *options, "--diagnosis-cnn") == 0
+    told = table(out, "wholescansperformance").set_index("features")["auc"]
+    assert told["whole synthetic PET"] > 0.9 and 0.1 < told["whole T1w"] < 0.9
+    assert "A small 3D network looks at the whole scan (24 people, AV45)" in check_page(out).seen
+    for path in (out / "group").glob("wholescans*.tsv"):
+        header = path.read_text().splitlines()[0].split("\t")
+        assert [name for name in header if not about_column(path.stem, name)] == [], path.name
 
 
 def test_diagnosis_and_score(tmp_path, monkeypatch):
@@ -370,6 +464,7 @@ def test_diagnosis_and_score(tmp_path, monkeypatch):
     best = told[told["features"] == "synthetic PET"].iloc[0]
     assert best["auc"] > 0.95
     assert json.loads((out / "group/classifier/classifier.json").read_text())["Classes"]
+    assert not list((out / "group").glob("wholescans*"))
     score = table(out, "score")
     assert score[score["features"] == "synthetic PET"].iloc[0]["r"] > 0.8
     for path in (out / "group").glob("*.tsv"):

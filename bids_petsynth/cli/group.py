@@ -52,6 +52,11 @@ def parser() -> argparse.ArgumentParser:
         help="column with two or more classes that T1w, blood and PET are to tell apart",
     )
     classes.add_argument(
+        "--diagnosis-cnn",
+        action="store_true",
+        help="also by a 3D network over whole scans: seconds per person on one core",
+    )
+    classes.add_argument(
         "--score", metavar="COLUMN", help="column with a score, such as MMSE, that they are to predict"
     )
     classes.add_argument(
@@ -82,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do it; 0 if the report was written, whoever is missing in it."""
+    """Do it; 0 if the report was written, whoever is missing in it, 1 if one of its parts could not be made."""
     threads = threads_of(arguments)
     set_up(threads, arguments.verbose)
     if arguments.pet_fwhm is not None and not arguments.pet_fwhm > 0:
@@ -91,6 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--score-range takes two numbers, the smaller one first.")
     if arguments.folds < 2:
         raise UsageError("--folds 1 leaves nobody to test on; give 2 or more.")
+    if arguments.diagnosis_cnn and not arguments.diagnosis:
+        raise UsageError("--diagnosis-cnn needs --diagnosis COLUMN.")
     from bids_petsynth.workflows.group import Plan
     from bids_petsynth.workflows.group import run as run_group
 
@@ -107,6 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
             group_columns=tuple(arguments.group_column),
             cluster_column=arguments.cluster_column,
             diagnosis=arguments.diagnosis,
+            diagnosis_cnn=arguments.diagnosis_cnn,
             score=arguments.score,
             score_range=tuple(arguments.score_range) if arguments.score_range else None,
             seeds=arguments.seeds,

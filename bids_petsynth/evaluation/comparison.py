@@ -7,8 +7,9 @@ at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,8 @@ from bids_petsynth.anatomy.volume import Volume, resample
 from bids_petsynth.errors import InputError
 from bids_petsynth.evaluation.groups import numbers
 from bids_petsynth.evaluation.image import image_figures
-from bids_petsynth.evaluation.surface import project_person
-from bids_petsynth.evaluation.template import into_template, landmark_warp
+from bids_petsynth.evaluation.surface import project_person, template_brain
+from bids_petsynth.evaluation.template import landmark_warp, places, sample_at
 from bids_petsynth.evaluation.voxelwise import atrophy_measures
 from bids_petsynth.pet.quantification import Quantification, quantify
 from bids_petsynth.pet.tracers import targets
@@ -30,6 +31,10 @@ from bids_petsynth.types import Anatomy, Grid, PetScan
 
 if TYPE_CHECKING:
     from bids_petsynth.reports.content import Pet, Scan
+
+
+#: Voxels around the brain that are kept where volumes are cut to it.
+_MARGIN = 8
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,13 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
 
-def written_anatomy(scan: Scan, pet: Pet) -> Anatomy:
+def written_anatomy(scan: Scan, pet: Pet, with_t1w: bool = True) -> Anatomy:
     """The head on the model grid, from the files that ``participant`` wrote.
+
+    Parameters
+    ----------
+    with_t1w
+        False leaves the T1w away (an empty array): a scan that lies on it already needs the labels alone.
 
     Raises
     ------
@@ -75,10 +85,12 @@ def written_anatomy(scan: Scan, pet: Pet) -> Anatomy:
     """
     mean = load(pet.mean, scan.case.label)
     grid = Grid(tuple(mean.shape), np.asarray(mean.affine, float))
-    t1w, dseg = (load(path, scan.case.label) for path in (scan.t1w, scan.dseg))
-    labels = resample(Volume(np.asanyarray(dseg.dataobj).astype(np.float32), dseg.affine), grid, 0)
+    who = scan.case.label
+    labels = resample(Volume(voxels(scan.dseg, who), load(scan.dseg, who).affine), grid, 0)
     labels = labels.round().astype(np.uint8)
-    head = resample(Volume(np.asanyarray(t1w.dataobj).astype(np.float32), t1w.affine), grid)
+    if not with_t1w:
+        return Anatomy(np.zeros(0, np.float32), labels, np.zeros(0), grid)
+    head = resample(Volume(voxels(scan.t1w, who), load(scan.t1w, who).affine), grid)
     white = np.isin(labels, [code for code, _, _, region in lookup() if region.tissue == "wm"])
     level = float(np.median(head[white])) if white.any() else float(head.max())
     return Anatomy(head / max(level, 1e-6), labels, np.zeros(0), grid)
@@ -122,9 +134,10 @@ def compare(
 
     Returns
     -------
-    The figures, and by name, for maps over people: ``difference`` (synthetic minus real SUVR on :func:`maps_grid`, NaN
-    where the real scan has no data) and ``synthetic``, ``real`` (values on the surface of the cortex, see
-    ``evaluation.surface``). There are no maps of a head with too few labelled regions.
+    The figures, and by name, for maps over people: in the voxels of :func:`maps_brain` ``difference`` (synthetic minus
+    real SUVR, NaN where the real scan has no data), ``uptake`` (the real SUVR) and ``labels`` (``dseg`` codes), and
+    ``synthetic``, ``real`` (values on the surface of the cortex, see ``evaluation.surface``). There are no maps of a
+    head with too few labelled regions.
 
     Raises
     ------
@@ -133,7 +146,7 @@ def compare(
     """
     from bids_petsynth.pet.preparation import prepare_pet
 
-    anatomy = written_anatomy(scan, pet)
+    anatomy = written_anatomy(scan, pet, with_t1w=not real.prepared)
     made = prepare_pet(real, anatomy, pet.tracer, window_min=window_min, fwhm=fwhm, seed=seed)
     mean = voxels(pet.mean, scan.case.label)
     brain = anatomy.labels > 0
@@ -175,17 +188,45 @@ def maps_grid() -> Grid:
     return template_grid((96, 112, 96), 2.0)
 
 
+@cache
+def maps_brain() -> np.ndarray:
+    """``(X, Y, Z)`` bool on :func:`maps_grid`: the template's brain, where differences are kept."""
+    return template_brain(maps_grid())
+
+
+def maps_volume(values: np.ndarray) -> np.ndarray:
+    """Values ``(V,)`` of :func:`maps_brain` as a volume on :func:`maps_grid`, NaN outside."""
+    out = np.full(maps_brain().shape, np.nan, np.float32)
+    out[maps_brain()] = values
+    return out
+
+
 def maps_of(synthetic: np.ndarray, real: np.ndarray, anatomy: Anatomy, tracer: str) -> dict[str, np.ndarray]:
     """What :func:`compare` keeps for maps over people; empty if the labels hold too few regions."""
-    labels, affine = anatomy.labels, anatomy.grid.affine
+    labels, affine, (synthetic, real) = _cropped(anatomy, (synthetic, real))
     try:
         warp = landmark_warp(labels, affine)
     except ValueError:
         return {}
-    out = {"difference": into_template(synthetic - real, affine, warp, maps_grid())}
+    points = places(warp, maps_grid(), maps_brain())
+    uptake = sample_at(real, affine, points)
+    out = {"difference": sample_at(synthetic, affine, points) - uptake, "uptake": uptake}
+    out["labels"] = sample_at(labels, affine, points, order=0)
     for name, volume in (("synthetic", synthetic), ("real", real)):
-        out[name] = project_person(volume.astype(np.float32), labels, affine, tracer).values
+        out[name] = project_person(volume, labels, affine, tracer, warp).values
     return out
+
+
+def _cropped(anatomy: Anatomy, volumes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Labels, affine and volumes cut to the brain with a margin wider than any smoothing here."""
+    found = np.nonzero(anatomy.labels)
+    if not len(found[0]):
+        return anatomy.labels, anatomy.grid.affine, list(volumes)
+    low = [max(int(axis.min()) - _MARGIN, 0) for axis in found]
+    box = tuple(slice(start, int(axis.max()) + _MARGIN + 1) for start, axis in zip(low, found, strict=True))
+    affine = anatomy.grid.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ low
+    return anatomy.labels[box], affine, [volume[box] for volume in volumes]
 
 
 def centiloid_of(pet: Pet, suvr: float | None) -> float | None:

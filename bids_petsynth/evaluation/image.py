@@ -79,7 +79,8 @@ def moments(a: np.ndarray, b: np.ndarray) -> Moments:
     def blur(volume: np.ndarray) -> np.ndarray:
         return ndimage.gaussian_filter(volume, SSIM_SIGMA, radius=SSIM_RADIUS)
 
-    a, b = np.asarray(a, float), np.asarray(b, float)
+    # single precision has seven digits, of which the smallest constant of the formula needs four
+    a, b = (np.asarray(volume, np.float32) for volume in (a, b))
     mean_a, mean_b = blur(a), blur(b)
     return Moments(mean_a, mean_b, blur(a * a) - mean_a**2, blur(b * b) - mean_b**2, blur(a * b) - mean_a * mean_b)
 
@@ -97,7 +98,7 @@ def _inner(shape: Sequence[int]) -> np.ndarray:
 
 
 def _mean(volume: np.ndarray, mask: np.ndarray) -> float:
-    return float(volume[mask].mean()) if mask.any() else float("nan")
+    return float(volume[mask].mean(dtype=float)) if mask.any() else float("nan")
 
 
 def ssim(a: np.ndarray, b: np.ndarray, width: float, mask: np.ndarray | None = None) -> float:
@@ -132,7 +133,7 @@ def ms_ssim(
     while scales < len(MS_WEIGHTS) and min(a.shape) >> scales > 2 * SSIM_RADIUS:
         scales += 1
     weights = np.array(MS_WEIGHTS[:scales]) / sum(MS_WEIGHTS[:scales])
-    shares = [None if mask is None else np.asarray(mask, float) for mask in masks]
+    shares = [None if mask is None else np.asarray(mask, np.float32) for mask in masks]
     out = np.ones(len(shares))
     for scale, weight in enumerate(weights):
         found = (first if scale == 0 and first is not None else moments(a, b)).maps(width)[scale < scales - 1]

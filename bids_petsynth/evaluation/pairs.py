@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -165,8 +165,58 @@ def record_values(cohort: Cohort, index: pd.MultiIndex) -> np.ndarray:
     return ((frame - frame.mean()) / spread[spread > 0]).to_numpy(float)
 
 
+@dataclass(frozen=True)
+class Fold:
+    """People who are learned from, those who are judged, and by method the ``(T, L)`` weights of the former in each of
+    the latter; ``known (L, R)`` are the figures that are learned from, without gaps."""
+
+    learned: np.ndarray
+    judged: np.ndarray
+    known: np.ndarray
+    weights: Mapping[str, np.ndarray]
+
+
+def weighted_folds(
+    truth: np.ndarray, values: np.ndarray, clusters: np.ndarray, folds: int = 5, seed: int = 0
+) -> list[Fold]:
+    """Folds over the independent units, with the opponents that are weighted sums of the people learned from.
+
+    Parameters are those of :func:`opponents`. The weights serve regions and voxels alike. Empty with fewer than three
+    units.
+    """
+    units, unit = np.unique(np.asarray(clusters, str), return_inverse=True)
+    if len(units) < numbers()["least_clusters"]:
+        return []
+    order = np.random.default_rng(seed).permutation(len(units))
+    fold = np.empty(len(units), int)
+    fold[order] = np.arange(len(units)) % min(folds, len(units))
+    fold = fold[unit]
+    out = []
+    for number in range(fold.max() + 1):
+        judged, rest = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        known = np.where(np.isfinite(truth[rest]), truth[rest], _column_means(truth[rest]))
+        # a value that somebody to learn from lacks counts as average; one that the person lacks is not used
+        mine, count = np.nan_to_num(values[rest]), len(rest)
+        near = choose(matched_weights, [k for k in _NEIGHBOURS if k < count] or [1], mine, known) if count > 1 else 1
+        strength = choose(ridge_weights, _STRENGTHS, mine, known) if count > 1 else _STRENGTHS[-1]
+        plan = (
+            (CONSTANT, population_weights, 0.0),
+            ("blood-matched mean", matched_weights, near),
+            ("ridge", ridge_weights, strength),
+        )
+        weights = {name: np.array([of(mine, person, option) for person in values[judged]]) for name, of, option in plan}
+        out.append(Fold(rest, judged, known, weights))
+    return out
+
+
 def opponents(
-    truth: np.ndarray, values: np.ndarray, volumes: np.ndarray, clusters: np.ndarray, folds: int = 5, seed: int = 0
+    truth: np.ndarray,
+    values: np.ndarray,
+    volumes: np.ndarray,
+    clusters: np.ndarray,
+    folds: int = 5,
+    seed: int = 0,
+    dealt: Sequence[Fold] | None = None,
 ) -> dict[str, np.ndarray]:
     """What simpler methods predict for every person from the others, by nested folds over the independent units.
 
@@ -182,40 +232,27 @@ def opponents(
         ``(N,)``; a unit is never learned from and predicted in the same fold.
     folds, seed
         Number of folds (fewer if there are fewer units), and the seed by which units are dealt to them.
+    dealt
+        What :func:`weighted_folds` made of the same, if it is known.
 
     Returns
     -------
     Name of the opponent (:data:`OPPONENTS`) → ``(N, R)``; empty with fewer than three units. The number of neighbours
     and the strength of the ridge are chosen by leave-one-out among the people who are learned from.
     """
-    units, unit = np.unique(np.asarray(clusters, str), return_inverse=True)
-    if len(units) < numbers()["least_clusters"]:
+    dealt = weighted_folds(truth, values, clusters, folds, seed) if dealt is None else dealt
+    if not dealt:
         return {}
-    order = np.random.default_rng(seed).permutation(len(units))
-    fold = np.empty(len(units), int)
-    fold[order] = np.arange(len(units)) % min(folds, len(units))
-    fold = fold[unit]
     sizes = np.log(np.where(volumes > 0, volumes, np.nan))
     out = {name: np.full(truth.shape, np.nan) for name in OPPONENTS}
-    for number in range(fold.max() + 1):
-        test, rest = fold == number, fold != number
-        centre = _column_means(truth[rest])
-        known = np.where(np.isfinite(truth[rest]), truth[rest], centre)
-        # a value that somebody to learn from lacks counts as average; one that the person lacks is not used
-        mine = np.nan_to_num(values[rest])
-        count = int(rest.sum())
-        near = choose(matched_weights, [k for k in _NEIGHBOURS if k < count] or [1], mine, known) if count > 1 else 1
-        strength = choose(ridge_weights, _STRENGTHS, mine, known) if count > 1 else _STRENGTHS[-1]
-        plan = (
-            (CONSTANT, population_weights, 0.0),
-            ("blood-matched mean", matched_weights, near),
-            ("ridge", ridge_weights, strength),
-        )
-        for name, weights, option in plan:
-            out[name][test] = [weights(mine, person, option) @ known for person in values[test]]
-        features = _filled(np.hstack([values, sizes]), rest)
-        out["ridge with volumes"][test] = (
-            regional_regression(features[rest], known).predict(features[test]) if count > 1 else centre
+    for one in dealt:
+        for name, weights in one.weights.items():
+            out[name][one.judged] = weights @ one.known
+        features = _filled(np.hstack([values, sizes]), one.learned)
+        out["ridge with volumes"][one.judged] = (
+            regional_regression(features[one.learned], one.known).predict(features[one.judged])
+            if len(one.learned) > 1
+            else one.known.mean(0)
         )
     return out
 

@@ -247,7 +247,9 @@ def statistic_of(tracer: str) -> str:
     return setting(f"statistic_{tracer_named(tracer).target_class}")
 
 
-def project_person(volume: np.ndarray, codes: np.ndarray, affine: np.ndarray, tracer: str) -> Projection:
+def project_person(
+    volume: np.ndarray, codes: np.ndarray, affine: np.ndarray, tracer: str, warp: Warp | None = None
+) -> Projection:
     """The cortex of a person's scan on the template's surface, with the tracer's statistic.
 
     Parameters
@@ -257,6 +259,8 @@ def project_person(volume: np.ndarray, codes: np.ndarray, affine: np.ndarray, tr
         one grid.
     affine
         Of that grid, RAS+.
+    warp
+        That of ``landmark_warp(codes, affine)``, if it is known.
 
     Raises
     ------
@@ -266,7 +270,8 @@ def project_person(volume: np.ndarray, codes: np.ndarray, affine: np.ndarray, tr
     grey = cortex(codes)
     fwhm = float(setting("fwhm"))
     even = smoothed_within(volume, grey, affine, fwhm)
-    found = project(even, affine, None, grey, landmark_warp(codes, affine), statistic_of(tracer))
+    warp = landmark_warp(codes, affine) if warp is None else warp
+    found = project(even, affine, None, grey, warp, statistic_of(tracer))
     return replace(found, fwhm=fwhm)
 
 

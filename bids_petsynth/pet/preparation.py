@@ -14,7 +14,15 @@ from scipy import ndimage
 
 from bids_petsynth.anatomy.volume import Volume, smoothed_for
 from bids_petsynth.errors import InputError, PetsynthError, UsageError
-from bids_petsynth.pet.coregistration import fit_figures, grid_from_pet, on_grid, pose, stretch, to_t1w
+from bids_petsynth.pet.coregistration import (
+    fit_figures,
+    grid_from_pet,
+    normalised_mutual_information,
+    on_grid,
+    pose,
+    stretch,
+    to_t1w,
+)
 from bids_petsynth.pet.motion import FWHM, realign
 from bids_petsynth.pet.quantification import normalise
 from bids_petsynth.pet.scan import check_units, numbers, open_pet, read_pet
@@ -42,7 +50,8 @@ class PreparedPET:
         between them), ``shift_mm`` and ``rotation_deg`` (from the scanners' coordinates to the T1w),
         ``stretch_percent`` (see :func:`~bids_petsynth.pet.coregistration.stretch`), ``mutual_information``,
         ``outline_dice`` and ``contrast`` (:func:`~bids_petsynth.pet.coregistration.fit_figures`), ``brain_coverage``
-        and ``reference_coverage`` (shares in the field of view).
+        and ``reference_coverage`` (shares in the field of view). A scan that was laid on the T1w by others has no
+        figures of a registration, and neither ``stretch_percent`` nor ``mutual_information``.
     notes
         Sentences for log, sidecar and report.
     """
@@ -83,7 +92,7 @@ def prepare_pet(
     pet
         Raw (static or dynamic), or prepared by PETPrep: then it lies on the T1w, and is neither realigned nor moved.
     anatomy
-        The same person's head; its ``t1w``, ``labels`` and ``grid`` are used.
+        The same person's head; its ``labels`` and ``grid`` are used, and its ``t1w`` for a raw scan.
     tracer
         Gives the usual window and the reference region.
     window_min
@@ -118,12 +127,14 @@ def prepare_pet(
     if sigma:
         placed = _smoothed(placed, covered, sigma / spacing)
     suvr, coverage = _suvr(placed, covered, anatomy, tracer, who)
-    quality = {**frames.quality, **coverage, **fit_figures(suvr, covered, anatomy.t1w, labels, spacing)}
-    lying = Volume(suvr, grid.affine)
+    quality = {**frames.quality, **coverage, **fit_figures(suvr, covered, labels, spacing)}
     if frames.static is not None:
+        inside = (labels > 0) & covered
+        quality["mutual_information"] = normalised_mutual_information(anatomy.t1w[inside], suvr[inside])
         quality["shift_mm"], quality["rotation_deg"] = pose(to_pet, labels, grid)
+        # an affine registration: costly, and the check of a registration that was made here
         lying = Volume(frames.static.data, np.linalg.inv(to_pet) @ frames.static.affine)
-    quality["stretch_percent"] = stretch(lying, anatomy.t1w, grid, seed)
+        quality["stretch_percent"] = stretch(lying, anatomy.t1w, grid, seed)
     return PreparedPET(suvr, grid, covered, quality, (*pet.notes, *notes, *frames.notes, *_doubts(quality)))
 
 
@@ -271,7 +282,7 @@ def _doubts(quality: Mapping[str, float]) -> list[str]:
             f"The PET's field of view holds {quality['brain_coverage']:.0%} of the brain: the rest is 0 in the image."
         )
     reasons = []
-    if quality["stretch_percent"] > limit["stretch_note"]:
+    if quality.get("stretch_percent", 0) > limit["stretch_note"]:
         reasons.append(f"the PET would have to be stretched by {quality['stretch_percent']:.0f} % to fit the T1w")
     if quality.get("rotation_deg", 0) > limit["rotation_note"]:
         reasons.append(f"it was turned by {quality['rotation_deg']:.0f}°")

@@ -270,16 +270,3 @@ def change_section(cohort: Cohort) -> Section:
             )
         )
     return Section("change", "Change over sessions", sentences, [Table("change", "Change per person", frame)], figures)
-
-
-def cohort_sections(
-    cohort: Cohort, groupings: Mapping[str, pd.Series], inputs: Mapping[str, Mapping[str, float]]
-) -> list[Section]:
-    """All of them, in the order of the page."""
-    return [
-        status_section(cohort),
-        group_section(cohort, groupings),
-        values_section(cohort, inputs),
-        tracers_section(cohort),
-        change_section(cohort),
-    ]

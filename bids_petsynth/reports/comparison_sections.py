@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,16 @@ from bids_petsynth.evaluation import agreement, calibration, fairness, view
 from bids_petsynth.evaluation.cohort import PET, SCAN, Cohort
 from bids_petsynth.evaluation.findings import Section, Table
 from bids_petsynth.evaluation.groups import numbers
-from bids_petsynth.evaluation.pairs import MODEL, OPPONENTS, Pairs, once, opponents, record_values
+from bids_petsynth.evaluation.pairs import (
+    MODEL,
+    OPPONENTS,
+    Fold,
+    Pairs,
+    once,
+    opponents,
+    record_values,
+    weighted_folds,
+)
 from bids_petsynth.evaluation.regional import bland_altman
 from bids_petsynth.pet.tracers import centiloid_equation, cutoffs, default_cutoff, tracer
 from bids_petsynth.reports import charts
@@ -24,7 +33,8 @@ RANKING = "This dataset is simulated: the order of methods verifies the software
 class Compared:
     """One tracer: all comparisons, the first of each participant, and every method's prediction of the latter.
 
-    ``regional`` is method → ``(N, R)``, ``centiloid`` method → ``(N,)`` (empty for a tracer without), ``target`` too.
+    ``regional`` is method → ``(N, R)``, ``centiloid`` method → ``(N,)`` (empty for a tracer without), ``target`` too;
+    ``folds`` are those of the opponents.
     """
 
     every: Pairs
@@ -32,6 +42,7 @@ class Compared:
     regional: Mapping[str, np.ndarray]
     centiloid: Mapping[str, np.ndarray]
     target: Mapping[str, np.ndarray]
+    folds: Sequence[Fold] = ()
 
 
 def compared(cohort: Cohort, every: Pairs, equation: tuple[float, float] | None, seed: int = 0) -> Compared:
@@ -42,14 +53,9 @@ def compared(cohort: Cohort, every: Pairs, equation: tuple[float, float] | None,
     first = once(cohort, every)
     index = first.real.index
     volumes = cohort.volumes.reindex(index).to_numpy(float)
-    others = opponents(
-        first.real.to_numpy(float),
-        record_values(cohort, index),
-        volumes,
-        first.clusters.to_numpy(),
-        int(numbers()["folds"]),
-        seed,
-    )
+    truth, values, units = first.real.to_numpy(float), record_values(cohort, index), first.clusters.to_numpy()
+    folds = weighted_folds(truth, values, units, int(numbers()["folds"]), seed)
+    others = opponents(truth, values, volumes, units, dealt=folds)
     regional = {MODEL: first.synthetic.to_numpy(float), **others}
     target, load = {}, {}
     if first.target in first.real:
@@ -60,7 +66,7 @@ def compared(cohort: Cohort, every: Pairs, equation: tuple[float, float] | None,
         slope, intercept = equation or ((known.slope, known.intercept) if known else (np.nan, np.nan))
         load = {name: slope * values + intercept for name, values in target.items() if name != MODEL}
         load = {MODEL: first.centiloid["synthetic"].to_numpy(float), **load}
-    return Compared(every, first, regional, load, target)
+    return Compared(every, first, regional, load, target, folds)
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -115,8 +121,22 @@ def pairs_section(parts: Sequence[Compared], left: pd.DataFrame, quality: pd.Dat
     return Section("pairs", "With real PET", sentences, tables)
 
 
-def image_section(parts: Sequence[Compared], fid: Table | None = None) -> Section:
-    """Image figures, per scan and in all, and against atrophy."""
+def with_held_out(section: Section, figures: pd.DataFrame, demonstration: bool) -> Section:
+    """The section with the ``figures`` of the model's card, where there is no cohort to learn opponents from."""
+    if not len(figures):
+        return section
+    who = "simulated people" if demonstration else "people"
+    text = (
+        "This dataset has too little real PET to judge the synthetic PET, or simpler methods beside it. What the "
+        f"model's card says of {who} that were kept from its training is below; it need not hold here."
+    )
+    note = "Regional SUVR over all regions: the model, and every region's mean over the same people"
+    table = Table("heldout", "From the model's card, not from this dataset", figures, note)
+    return replace(section, sentences=[*section.sentences, text], tables=[*section.tables, table])
+
+
+def image_section(parts: Sequence[Compared], fid: Table | None = None, rivals: pd.DataFrame | None = None) -> Section:
+    """Image figures, per scan and in all, against atrophy, and beside the ``rivals``' (``opponent_images``)."""
     if not parts:
         return Section("images", "Images")
     summary = _joined([agreement.image_summary(part.first) for part in parts])
@@ -140,6 +160,9 @@ def image_section(parts: Sequence[Compared], fid: Table | None = None) -> Sectio
         Table("image", "Image figures over people", summary, note),
         Table("scans", "Figures of every scan", scans, filters=("tracer",)),
     ]
+    if rivals is not None and len(rivals):
+        note = "All in template space, where the opponents' images are, so slightly smoother than above"
+        tables.insert(1, Table("imageopponents", "Images beside simpler methods", rivals, note))
     if len(atrophy):
         tables.append(Table("atrophy", "Quality against atrophy", atrophy, "Spearman's r across people"))
     tables += [fid] if fid is not None else []

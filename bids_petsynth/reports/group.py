@@ -23,6 +23,13 @@ from bids_petsynth.workflows.outputs import columns_of
 
 #: Rows of one table that the page shows; the file beside it has them all.
 SHOWN = 4000
+#: How words of column names are spelt in headings.
+_SPELLING = {
+    **{word.lower(): word for word in ("AUC", "Centiloid", "CRPS", "ECE", "F1", "FID", "ICC", "MAE", "MS", "MSE")},
+    **{word.lower(): word for word in ("PSNR", "SD", "SSIM", "SUVR", "T1w")},
+    "fov": "field of view",
+    "minmax": "min–max",
+}
 _TYPES = {"jpg": "image/jpeg", "svg": "image/svg+xml"}
 
 
@@ -163,7 +170,9 @@ def _shown_table(table: Table, reports: Mapping[str, Path]) -> dict[str, Any]:
     names = [str(column) for column in cut.columns]
     ends = {name: (f"{name}_low", f"{name}_high") for name in names if {f"{name}_low", f"{name}_high"} <= set(names)}
     hidden = {end for pair in ends.values() for end in pair}
-    columns = [name for name in names if name not in hidden]
+    # what nobody has a value in, such as sessions where there are none, is in the file
+    empty = {name for name in names if len(cut) and (cut[name].isna() | (cut[name].astype(str) == "")).all()}
+    columns = [name for name in names if name not in hidden and name not in empty]
     rows = []
     for row in cut.itertuples(index=False, name=None):
         values = dict(zip(names, row, strict=True))
@@ -199,7 +208,8 @@ def _options(values: pd.Series) -> list[str]:
 def _heading(table: str, column: str, interval: bool) -> dict[str, str]:
     about = about_column(table, column)
     units = f" ({about['Units']})" if about.get("Units") and about["Units"] != "unitless" else ""
-    label = column.replace("_", " ") + (" [95 %]" if interval else "")
+    words = (_SPELLING.get(word, word) for word in column.split("_"))
+    label = " ".join(words) + (" [95 %]" if interval else "")
     return {"label": label, "description": about.get("Description", "") + units}
 
 

@@ -19,7 +19,13 @@ from bids_petsynth.bids.sink import hash_file, hash_settings, json_text, write_a
 from bids_petsynth.errors import PetsynthError
 from bids_petsynth.evaluation.comparison import Comparison, as_json, compare, from_json
 from bids_petsynth.reports.content import Pet, Scan
-from bids_petsynth.tables import read_table
+from bids_petsynth.tables import code_hash
+from bids_petsynth.types import Case
+
+
+def key_of(case: Case) -> tuple[str, str]:
+    """Participant and session as the tables have them."""
+    return f"sub-{case.participant}", f"ses-{case.session}" if case.session else ""
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,7 @@ class Job:
     @property
     def key(self) -> tuple[str, str, str]:
         """Participant, session and tracer as the tables have them."""
-        case = self.scan.case
-        return f"sub-{case.participant}", f"ses-{case.session}" if case.session else "", self.pet.tracer.name
+        return (*key_of(self.scan.case), self.pet.tracer.name)
 
     @property
     def record(self) -> Path:
@@ -53,13 +58,10 @@ class Job:
 
     def fingerprint(self) -> str:
         """Hash of everything that the comparison depends on: contents by hashes or by size and time."""
-        from bids_petsynth import __version__
-
         about = [(a.get("InputHash"), a.get("SettingsHash")) for a in (self.pet.about, self.scan.about)]
         files = [self.pair.pet.path, self.pet.mean]
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.exists()]
-        surface = {row["name"]: row["value"] for row in read_table("surface.tsv")}
-        how = [self.window_min, self.fwhm, self.seed, surface, __version__]
+        how = [self.window_min, self.fwhm, self.seed, code_hash("anatomy", "evaluation", "pet")]
         if self.network:
             how += [self.network[0], hash_file(self.network[1])]
         return hash_settings([about, stats, dict(self.pair.pet.sidecar), self.pair.pet.prepared, how])
@@ -154,8 +156,9 @@ def one(job: Job) -> Outcome:
         return Outcome(job, None, f"unexpected {type(error).__name__}; please report logs/{crash.name}")
     crash.unlink(missing_ok=True)
     job.record.unlink(missing_ok=True)
+    # noise hardly compresses: it would take longer than it saves
     half = {name: values.astype(np.float16) for name, values in maps.items()}
-    write_atomically(job.volume, lambda file: np.savez_compressed(file, **half))
+    write_atomically(job.volume, lambda file: np.savez(file, **half))
     write_bytes(job.record, json_text({"Fingerprint": print_, **as_json(found)}).encode())
     return Outcome(job, found)
 

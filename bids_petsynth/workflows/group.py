@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sink import check_writable, write_bytes
 from bids_petsynth.errors import UsageError
 from bids_petsynth.evaluation.cohort import PET, Cohort, read_cohort
-from bids_petsynth.evaluation.findings import Section, Table
+from bids_petsynth.evaluation.findings import Table
 from bids_petsynth.evaluation.groups import groups
+from bids_petsynth.tables import code_hash
 from bids_petsynth.types import Case
 
 if TYPE_CHECKING:
     from bids_petsynth.bids.pets import Pair
-    from bids_petsynth.evaluation.pairs import Pairs
     from bids_petsynth.reports.content import Pet, Scan
     from bids_petsynth.workflows.comparisons import Outcome
 
@@ -42,6 +41,7 @@ class Plan:
     group_columns: tuple[str, ...] = ()
     cluster_column: str | None = None
     diagnosis: str | None = None
+    diagnosis_cnn: bool = False
     score: str | None = None
     score_range: tuple[float, float] | None = None
     seeds: int = 5
@@ -57,7 +57,7 @@ class Plan:
 
 
 def run(plan: Plan) -> int:
-    """Do it; returns the exit code.
+    """Do it; returns the exit code, 1 if a part of the report could not be made.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def run(plan: Plan) -> int:
             f"There is no output folder {plan.out_dir}: run the level participant first, or name its folder."
         )
     check_writable(plan.out_dir)
-    settings = {**asdict(plan), "nprocs": 0, "command": "", "version": __version__}
+    settings = {**asdict(plan), "nprocs": 0, "command": "", "version": __version__, "code": code_hash()}
     report = plan.out_dir / "group.html"
     state = state_of(_inputs(plan), settings)
     note = plan.out_dir / STATE
@@ -85,12 +85,18 @@ def run(plan: Plan) -> int:
     if not (plan.out_dir / "dataset_description.json").is_file():
         # what participant wrote names its own derivatives, and stays
         write_dataset_files(plan.out_dir, plan.bids_dir, __version__, plan.derivatives)
-    sentences = _work(plan)
-    write_bytes(note, state.encode())
+    sentences, failed = _work(plan)
+    if failed:
+        # the next run tries again
+        note.unlink(missing_ok=True)
+    else:
+        write_bytes(note, state.encode())
     for sentence in sentences:
         print(sentence)
-    print(f"{report} written.")
-    return 0
+    for sentence in failed:
+        print(f"bids-petsynth: {sentence}", file=sys.stderr)
+    print(f"{report} written{f', without {len(failed)} of its parts' if failed else ''}.")
+    return 1 if failed else 0
 
 
 def _inputs(plan: Plan) -> list[Path]:
@@ -111,15 +117,15 @@ def _inputs(plan: Plan) -> list[Path]:
     return found
 
 
-def _work(plan: Plan) -> list[str]:
-    """Read, compare, write; sentences for the user."""
+def _work(plan: Plan) -> tuple[Sequence[str], list[str]]:
+    """Read, compare, write; sentences for the user, and those on parts of the report that failed."""
     from bids_petsynth.bids.index import find_cases, read_filter_file
     from bids_petsynth.clinical.mapping import read_mapping
     from bids_petsynth.evaluation.pairs import tabulate
-    from bids_petsynth.reports.cohort_sections import cohort_sections
     from bids_petsynth.reports.content import read_participant
     from bids_petsynth.reports.group import write_group
     from bids_petsynth.reports.participant import report_path
+    from bids_petsynth.workflows.sections import Parts, add_classes, add_cohort, add_real_pet
 
     filters = read_filter_file(plan.filter_file) if plan.filter_file else None
     cases = find_cases(plan.bids_dir, plan.participants or None, plan.sessions or None, filters, {})
@@ -131,49 +137,24 @@ def _work(plan: Plan) -> list[str]:
     cohort = read_cohort(plan.out_dir, plan.bids_dir, scans, cases, mapping, is_simulated(plan.bids_dir))
     groupings = groups(cohort, plan.group_columns)
     clusters = clusters_of(cohort, plan.cluster_column)
-    sections = cohort_sections(cohort, groupings, model_inputs(plan.model))
+    inputs = model_inputs(plan.model)
+    parts = Parts(plan.out_dir)
+    add_cohort(parts, cohort, groupings, inputs)
     compared = _compare(plan, cases, scans, filters)
     pairs = tabulate(cohort, {one.job.key: one.found for one in compared.outcomes if one.found}, clusters)
-    sections += _with_real_pet(plan, cohort, compared, pairs, groupings, clusters)
-    sections += _classes(plan, cohort, pairs, clusters)
+    add_real_pet(parts, plan, cohort, compared, pairs, groupings, clusters)
+    add_classes(parts, plan, cohort, scans, compared, pairs, clusters, inputs)
     reports = {f"sub-{label}": report_path(label) for label in labels if (plan.out_dir / report_path(label)).is_file()}
     write_group(
         plan.out_dir,
-        sections,
+        parts.sections,
         facts(cohort, cases, plan),
         reports,
         cohort.demonstration,
         cohort.simulated,
         {"Synthetic": True, "DemonstrationModel": cohort.demonstration, "SimulatedDataset": cohort.simulated},
     )
-    return [sentence for section in sections[:1] for sentence in section.sentences[:2]]
-
-
-def _classes(plan: Plan, cohort: Cohort, pairs: Mapping[str, Pairs], clusters: pd.Series) -> list[Section]:
-    """Diagnosis and score, where they are asked for; the chosen classifier is saved."""
-    from bids_petsynth.evaluation.classifier_folder import save_classifier
-    from bids_petsynth.reports import diagnosis_section as parts
-
-    if not plan.diagnosis and not plan.score:
-        return []
-    features = parts.features_of(cohort, pairs)
-    sections = []
-    if plan.diagnosis:
-        label = parts.column_of(cohort, plan.diagnosis, "--diagnosis")
-        about = {"Column": plan.diagnosis, "Simulated": cohort.simulated, "DemonstrationModel": cohort.demonstration}
-        found = parts.diagnosis_of(
-            cohort, features, label, clusters, model_inputs(plan.model), plan.seeds, plan.folds, plan.seed, about
-        )
-        if found.classifier is not None:
-            save_classifier(found.classifier, plan.out_dir / output_path("classifier").parent)
-        sections.append(parts.diagnosis_section(found, plan.diagnosis, cohort.simulated))
-        sections.append(parts.augmentation_section(features, label, clusters, plan.folds, plan.seed))
-    if plan.score:
-        score = parts.column_of(cohort, plan.score, "--score")
-        sections.append(
-            parts.score_section(features, score, clusters, plan.score_range, plan.seeds, plan.folds, plan.seed)
-        )
-    return sections
+    return parts.sections[0].sentences[:2], parts.failed
 
 
 @dataclass(frozen=True)
@@ -203,35 +184,6 @@ def _compare(plan: Plan, cases: list[Case], scans: list[Scan], filters: dict | N
     outcomes = run_all(todo, plan.nprocs, say)
     rest = [(one.job.pair, one.problem) for one in outcomes if one.problem]
     return Compared(outcomes, left_out([*left, *rest]))
-
-
-def _with_real_pet(
-    plan: Plan,
-    cohort: Cohort,
-    compared: Compared,
-    pairs: Mapping[str, Pairs],
-    groupings: Mapping[str, pd.Series],
-    clusters: pd.Series,
-) -> list[Section]:
-    """The sections that show the comparisons."""
-    from bids_petsynth.models.synthesizer import built_in
-    from bids_petsynth.reports import comparison_sections as parts
-    from bids_petsynth.workflows.maps import maps_section
-
-    done = [one for one in compared.outcomes if one.found]
-    equations = {one.job.key[2]: equation_of(one.job.pet) for one in done}
-    all_parts = [parts.compared(cohort, own, equations[name], plan.seed) for name, own in pairs.items()]
-    first = {part.first.tracer: set(part.first.real.index) for part in all_parts}
-    return [
-        parts.pairs_section(all_parts, compared.left, preparation(compared.outcomes), cohort.simulated),
-        parts.image_section(all_parts, fid_table(plan, done, first)),
-        maps_section(done, first, clusters, plan.model or built_in()),
-        parts.regional_section(all_parts),
-        parts.global_section(all_parts),
-        parts.change_section(cohort, all_parts),
-        parts.uncertainty_section(all_parts, groupings),
-        parts.fairness_section(all_parts, groupings),
-    ]
 
 
 def fid_table(plan: Plan, done: Sequence[Outcome], first: Mapping[str, set]) -> Table | None:
@@ -308,6 +260,32 @@ def model_inputs(folder: Path | None) -> Mapping[str, Mapping[str, float]]:
     recipe = parse_recipe((folder / "recipe.toml").read_text(encoding="utf-8"), str(folder / "recipe.toml"))
     logs = {spec.name for spec in recipe.conditioning.variables if spec.transform == "log"}
     return {name: entry | {"log": name in logs} for name, entry in about.get("variables", {}).items()}
+
+
+def held_out_figures(folder: Path | None, cohort: Cohort) -> pd.DataFrame:
+    """What the card of the model in use says of the people that were kept from its training, and of their mean.
+
+    Empty where the outputs are of another model than ``folder`` (the built-in one if None), or its card has no such
+    table.
+    """
+    from bids_petsynth.models.folder import verified
+    from bids_petsynth.models.synthesizer import built_in
+
+    folder = folder or built_in()
+    about = verified(folder)
+    if {(m.get("Name"), m.get("Version")) for m in cohort.models} != {(about["name"], about["version"])}:
+        return pd.DataFrame()
+    lines = (folder / "MODEL_CARD.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    head = next((i for i, row in enumerate(cells) if row[:4] == ["tracer", "MAE", "baseline", "bias"]), None)
+    if head is None:
+        return pd.DataFrame()
+    rows = []
+    for tracer, model, mean, bias, *_ in cells[head + 1 :]:
+        if tracer not in about["tracers"]:
+            break
+        rows.append({"tracer": tracer, "mae": float(model), "mae_of_mean": float(mean), "bias": float(bias)})
+    return pd.DataFrame(rows)
 
 
 def facts(cohort: Cohort, cases: list[Case], plan: Plan) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bids_petsynth.errors import ModelError
 from bids_petsynth.evaluation.cohort import PET
-from bids_petsynth.evaluation.comparison import maps_grid
+from bids_petsynth.evaluation.comparison import maps_grid, maps_volume
 from bids_petsynth.evaluation.findings import Section, Table
 from bids_petsynth.evaluation.groups import numbers
 from bids_petsynth.evaluation.normative import Normative, model_normative, z_scores
@@ -86,7 +86,9 @@ def _tracer(name: str, outcomes: Sequence[Outcome], clusters: pd.Series, model: 
     figures: list[Figure] = []
     units = voxels.people
     if units >= numbers()["least_clusters"]:
-        figure = voxelwise_figure(voxels.maps(), maps_grid(), name, units)
+        figure = voxelwise_figure(
+            {key: maps_volume(values) for key, values in voxels.maps().items()}, maps_grid(), name, units
+        )
         if units < people:
             figure = replace(figure, caption=f"{figure.caption} {people} people of {units} independent units.")
         figures.append(replace(figure, desc=f"voxelwise{name}wide"))
