@@ -171,7 +171,10 @@ class Synthesizer:
         """Draws ``(M, X, Y, Z)`` for an analysed head, in SUVR by the head's own reference region.
 
         The noise depends on the seed and on whose scan it is (``label``), so that people's draws are independent.
+        ``tracer`` may be "T1w": then they are in units of white matter.
         """
+        if not is_pet(tracer):
+            return np.maximum(self.generator.draw(anatomy, record, tracer, n_draws, own_seed(seed, label), given), 0)
         spec = tracer_named(tracer)
         draws = self.generator.draw(anatomy, record, spec.name, n_draws, own_seed(seed, label), given)
         # each draw's reference region is 1, so widening around the mean leaves it 1

@@ -30,6 +30,8 @@ class Settings:
 
     Attributes
     ----------
+    tracers
+        What is drawn: tracers, and "T1w" where that is asked for.
     model
         Model folder; None is the built-in demonstration model.
     n_draws

@@ -182,6 +182,7 @@ def test_the_descriptor_is_valid_and_its_command_lines_are_understood(tmp_path):
         "use_plugin": str(tmp_path / "plugin.yml"),
         "mem": "16G",
         "max_gap": 90,
+        "target": "T1w",
         "classifier": str(tmp_path / "model"),
         "prompt": "template",
         "notes_column": ["remarks"],

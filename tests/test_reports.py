@@ -18,6 +18,7 @@ from bids_petsynth.anatomy.regions import lookup
 from bids_petsynth.anatomy.volume import Volume
 from bids_petsynth.api import SyntheticPET, synthesis_of
 from bids_petsynth.bids.dataset import DONE, FAILED, record_status
+from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sidecars import synthesis_metadata
 from bids_petsynth.bids.sink import Sink
 from bids_petsynth.cli.main import main
@@ -177,6 +178,17 @@ def test_what_failed_now_does_not_show_what_an_earlier_run_left(out, tmp_path):
     path = write_report(tmp_path / "out", "alone", built_in())
     seen = Page(path).seen
     assert "It ran out of memory." in seen and "Centiloid" not in seen
+
+
+def test_a_synthetic_t1w_is_shown_as_such(out, tmp_path):
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    case = Case("alone", None, None)
+    grid = head().anatomy.grid
+    Sink(copy).save_image(output_path("t1w_mean", case, res=4), np.ones(grid.shape, np.float32), grid.affine, {})
+    assert "SYNTHETIC T1w, not measured" in Page(write_report(copy, "alone", built_in())).seen
+    assert (copy / "sub-alone" / "figures" / "sub-alone_desc-drawn_T1w.jpg").is_file()
+    assert "SYNTHETIC T1w" not in Page(copy / "sub-many.html").seen
 
 
 def test_reports_only_makes_the_same_without_touching_images(out, tmp_path, capsys):

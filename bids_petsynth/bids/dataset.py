@@ -50,9 +50,9 @@ _IGNORED = (
 _DESCRIPTIONS = {
     "preproc": "T1w with its bias field corrected, on its own grid, head and skull kept",
     "brain": "brain mask of the T1w",
-    "synthMean": "SYNTHETIC PET, not measured: mean over the draws of a generative model, in SUVR",
-    "synthStd": "SYNTHETIC PET, not measured: standard deviation over the draws, in SUVR",
-    "synth01": "SYNTHETIC PET, not measured: one draw of the model, in SUVR; synth02 and so on are further draws",
+    "synthMean": "SYNTHETIC, not measured: mean over the draws of a generative model, PET in SUVR",
+    "synthStd": "SYNTHETIC, not measured: standard deviation over the draws, PET in SUVR",
+    "synth01": "SYNTHETIC, not measured: one draw of the model, PET in SUVR; synth02 and so on are further draws",
 }
 
 
@@ -286,7 +286,7 @@ where the source dataset has them, clinical and blood values. Every PET file say
 desc-synthStd, desc-synth01 ...) and in its sidecar ("Synthetic": true). They are for research, not for diagnosis.
 
 anat/   on the T1w's grid: bias-corrected T1w, brain mask, regions (dseg; names in the TSV beside it), tissue
-        probabilities
+        probabilities; where it was asked for a SYNTHETIC T1w (desc-synthMean_T1w) drawn from PET
 pet/    mean and standard deviation over the model's draws in SUVR; space-T1w_res-2 lies on the T1w in scanner space
         *_tacs.tsv      regional SUVR, one column per region
         *_suvr.tsv      regions and composites with standard deviation and predictive intervals

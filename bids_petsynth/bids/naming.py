@@ -21,6 +21,10 @@ PATTERNS: dict[str, str] = {
     "probseg": "{folder}/anat/{label}_label-{tissue}_probseg.nii.gz",
     "morph": "{folder}/anat/{label}_desc-preproc_seg-petsynth_morph.tsv",
     "xfm": "{folder}/anat/{label}_from-T1w_to-{to}_mode-image_xfm.{extension}",
+    # a synthetic T1w, on the model grid
+    "t1w_mean": "{folder}/anat/{label}_space-{space}_res-{res}_desc-synthMean_T1w.nii.gz",
+    "t1w_std": "{folder}/anat/{label}_space-{space}_res-{res}_desc-synthStd_T1w.nii.gz",
+    "t1w_draw": "{folder}/anat/{label}_space-{space}_res-{res}_desc-synth{draw:02d}_T1w.nii.gz",
     # synthetic PET; space T1w is the model grid, which lies on the T1w in scanner space
     "pet_mean": "{folder}/pet/{label}_trc-{tracer}_space-{space}_res-{res}_desc-synthMean_pet.nii.gz",
     "pet_std": "{folder}/pet/{label}_trc-{tracer}_space-{space}_res-{res}_desc-synthStd_pet.nii.gz",

@@ -196,6 +196,38 @@ def pet_sidecar(
     }
 
 
+def synthetic_t1w_sidecar(
+    case: Case,
+    kind: str,
+    synthesis: Synthesis,
+    record: ClinicalRecord,
+    sources: Sequence[str],
+    *,
+    spatial_reference: str,
+    voxel_mm: float,
+    used: Collection[str] | None = None,
+    draw: int | None = None,
+    record_values: bool = False,
+    run: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """For a synthetic T1w; arguments as for :func:`pet_sidecar`."""
+    return {
+        "Description": f"SYNTHETIC T1w, not measured: {_KINDS[kind].format(n=synthesis.n_draws)}"
+        + (". Demonstration model: it was trained on simulated PET" if synthesis.demonstration else ""),
+        "Synthetic": True,
+        "Units": "arbitrary, white matter about 1",
+        "AlignedBy": "the measured T1w, which gave the grid and was not shown to the network",
+        "SkullStripped": False,
+        "SpatialReference": spatial_reference,
+        "Resolution": f"{voxel_mm:g} mm isotropic",
+        "Sources": list(sources),
+        **synthesis_metadata(synthesis, record, used, record_values),
+        **({"Draw": draw} if draw is not None else {}),
+        **({"Notes": list(case.notes)} if case.notes else {}),
+        **(run or {}),
+    }
+
+
 def table_sidecar(
     columns: Mapping[str, Mapping[str, Any]],
     tracer: str,

@@ -33,7 +33,12 @@ def parser() -> argparse.ArgumentParser:
     add_selection(out)
     what = out.add_argument_group("what is made")
     what.add_argument(
-        "--tracer", nargs="+", default=["AV45"], metavar="NAME", help="tracers: AV45 FDG AV1451 … (default: AV45)"
+        "--tracer", nargs="+", metavar="NAME", help="tracers: AV45 FDG AV1451 … (default: AV45, none beside --target)"
+    )
+    what.add_argument(
+        "--target",
+        choices=("T1w",),
+        help="draw a T1w from the person's real PET, with models that can, such as those of the recipe acadiff",
     )
     what.add_argument(
         "--model", type=Path, metavar="FOLDER", help="model folder (default: the built-in demonstration model)"
@@ -124,7 +129,9 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
     """
     from bids_petsynth.pet.tracers import tracer
 
-    tracers = tuple(dict.fromkeys(tracer(name).name for name in arguments.tracer))
+    asked = arguments.tracer or ([] if arguments.target else ["AV45"])
+    tracers = tuple(dict.fromkeys(tracer(name).name for name in asked))
+    tracers += (arguments.target,) if arguments.target else ()
     plugin, plugin_args = _plugin_from(arguments)
     return Settings(
         bids_dir=arguments.bids_dir,

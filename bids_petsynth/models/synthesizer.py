@@ -66,7 +66,12 @@ def pool_labels(probabilities: np.ndarray, factor: int) -> Tensor:
 
 
 def check_tracer(recipe: Recipe, tracer: str) -> None:
-    """Raise UsageError if a model of this recipe was not trained on ``tracer``."""
+    """Raise UsageError if a model of this recipe was not trained to draw ``tracer``, which may be "T1w"."""
+    if tracer not in recipe.tracers and not is_pet(tracer):
+        raise UsageError(
+            f"The model {recipe.name} does not draw a {tracer}: leave --target {tracer} out, or take a model with "
+            f'"{tracer}" among its tracers, such as the recipe acadiff gives.'
+        )
     if tracer not in recipe.tracers:
         known = ", ".join(recipe.tracers)
         raise UsageError(f"The model {recipe.name} does not know the tracer {tracer}; it knows {known}.")

@@ -204,6 +204,25 @@ def contours(scene: Upright) -> Figure:
     return Figure("contours", jpeg(canvas, 110), alt, "T1w with the outlines of the labels (L is the person's left).")
 
 
+def drawn_t1w(scene: Upright, path: Path) -> Figure:
+    """The measured T1w above the synthetic one in three planes."""
+    made = sample(path, scene.affine, scene.t1w.shape, 1)
+    top = 1.15 * max(float(np.percentile(made[scene.labels > 0], 99)), 1e-6)
+    canvas = new_canvas(9, 6)
+    canvas.set_facecolor("black")
+    grid = canvas.subplots(2, 3, gridspec_kw={"wspace": 0.01, "hspace": 0.02})
+    canvas.subplots_adjust(0.005, 0.005, 0.995, 0.995)
+    for row, (name, image) in zip(grid, (("measured", scene.t1w), ("synthetic", made / top)), strict=True):
+        for axes, axis in zip(row, (2, 1, 0), strict=True):
+            bare(axes, "black")
+            axes.imshow(_cut(image, axis, scene.centre[axis]), cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
+            if axis != 0:
+                _sides(axes, "white")
+        row[0].text(0.02, 0.92, name, color="white", transform=row[0].transAxes)
+    alt = "The measured T1w above the synthetic one in an axial, a coronal and a sagittal plane."
+    return Figure("drawn", jpeg(canvas, 110), alt, "Measured T1w (above) and SYNTHETIC T1w (below) in three planes.")
+
+
 def planes(scene: Upright, pet: Pet) -> Figure:
     """Synthetic PET alone in three planes, in the tracer's reading colours and fixed window."""
     mean = sample(pet.mean, scene.affine, scene.t1w.shape, 1)

@@ -146,7 +146,11 @@ def _parts(out_dir: Path, participant: str, scans: list[Scan], model: Path) -> d
         if scan.t1w is not None:
             scene = figures.upright(scan)
             parts[f"{label}_desc-anatomy_T1w.html"] = render(
-                "part_anatomy.html", scan=scan, figure=keep(scan.case, figures.contours(scene)), quality=_quality(scan)
+                "part_anatomy.html",
+                scan=scan,
+                figure=keep(scan.case, figures.contours(scene)),
+                drawn=keep(scan.case, figures.drawn_t1w(scene, scan.drawn_t1w)) if scan.drawn_t1w else None,
+                quality=_quality(scan),
             )
         for pet in scan.pets:
             name = pet.tracer.name

@@ -13,22 +13,25 @@ from bids_petsynth.anatomy.regions import lookup
 from bids_petsynth.api import SyntheticPET
 from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sidecars import (
+    Synthesis,
     bids_uri,
     dseg_sidecar,
     mask_sidecar,
     pet_sidecar,
     probseg_sidecar,
     run_metadata,
+    synthetic_t1w_sidecar,
     t1w_sidecar,
     table_sidecar,
 )
 from bids_petsynth.bids.sink import Sink
+from bids_petsynth.models.conditioning import is_pet
 from bids_petsynth.pet.quantification import suvr_rows, tacs_rows
 from bids_petsynth.pet.tracers import CentiloidEquation, default_cutoff
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.settings import Settings, Space
 from bids_petsynth.tables import read_table
-from bids_petsynth.types import Case
+from bids_petsynth.types import Case, ClinicalRecord, Grid
 
 #: Written last of the anatomical outputs: its sidecar says that all of them are there.
 ANATOMY_KEY = "dseg"
@@ -51,6 +54,64 @@ def sources_of(case: Case, settings: Settings, given: Sequence[Path] = ()) -> li
     files = [case.derivatives.get("preproc_t1w", case.t1w), case.derivatives.get("brain_mask"), *given]
     # a link inside a dataset belongs to it wherever it leads: only the folder is made full
     return [bids_uri(Path(file).parent.resolve() / Path(file).name, datasets) for file in files if file]
+
+
+def last_of(case: Case, target: str, res: int) -> Path:
+    """What is written last of a target's outputs: its sidecar says that all of them are there."""
+    if is_pet(target):
+        return output_path(PET_KEY, case, tracer=target, res=res)
+    return output_path("t1w_mean", case, res=res)
+
+
+def write_t1w(
+    sink: Sink,
+    case: Case,
+    draws: np.ndarray,
+    grid: Grid,
+    synthesis: Synthesis,
+    record: ClinicalRecord,
+    used: Mapping[str, str],
+    settings: Settings,
+    templates: Mapping[Space, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    given: Sequence[Path],
+) -> None:
+    """A synthetic T1w: draws ``(M, X, Y, Z)`` (if asked for), standard deviation, and last the mean.
+
+    ``templates`` and ``given`` are those of :func:`write_pet`.
+    """
+    native, voxel = Space("T1w"), _voxel(grid.affine)
+    res = round(voxel)
+    sources = sources_of(case, settings, given)
+
+    def about(kind: str, space: Space = native, voxel: float = voxel, draw: int | None = None) -> dict[str, Any]:
+        return synthetic_t1w_sidecar(
+            case,
+            kind,
+            synthesis,
+            record,
+            sources,
+            spatial_reference=bids_uri(output_path("t1w", case), {}) if space.is_native else space.name,
+            voxel_mm=voxel,
+            used=used,
+            draw=draw,
+            record_values=settings.record_values,
+            run=run_metadata(settings.command),
+        )
+
+    # an earlier run may have written more draws or other spaces
+    sink.forget(output_path("t1w_mean", case, res=res))
+    for old in (sink.out_dir / output_path("t1w", case)).parent.glob(f"{case.label}_space-*_desc-synth*_T1w.*"):
+        old.unlink(missing_ok=True)
+    for number, draw in enumerate(draws if settings.save_draws else (), 1):
+        path = output_path("t1w_draw", case, res=res, draw=number)
+        sink.save_image(path, draw, grid.affine, about("draw", draw=number))
+    for space, (mean, std, affine) in templates.items():
+        where = {"space": space.name, "res": space.resolution}
+        sink.save_image(output_path("t1w_std", case, **where), std, affine, about("std", space, _voxel(affine)), 4)
+        sink.save_image(output_path("t1w_mean", case, **where), mean, affine, about("mean", space, _voxel(affine)), 4)
+    std = draws.std(0, ddof=1) if len(draws) > 1 else np.zeros_like(draws[0])
+    sink.save_image(output_path("t1w_std", case, res=res), std, grid.affine, about("std"))
+    sink.save_image(output_path("t1w_mean", case, res=res), draws.mean(0), grid.affine, about("mean"))
 
 
 def write_anatomy(sink: Sink, case: Case, head: Head, settings: Settings) -> None:
@@ -180,13 +241,16 @@ def centiloid_metadata(equation: CentiloidEquation | None) -> dict[str, Any]:
 
 def planned(case: Case, tracer: str, settings: Settings, res: int) -> list[Path]:
     """The images and tables that a run writes for one tracer, anatomy left out."""
-    kinds = [("pet_mean", {"res": res}), ("pet_std", {"res": res})]
+    image = "pet" if is_pet(tracer) else "t1w"
+    kinds = [(f"{image}_mean", {"res": res}), (f"{image}_std", {"res": res})]
     if settings.save_draws:
-        kinds += [("pet_draw", {"res": res, "draw": number + 1}) for number in range(settings.n_draws)]
+        kinds += [(f"{image}_draw", {"res": res, "draw": number + 1}) for number in range(settings.n_draws)]
     for space in settings.spaces:
         if not space.is_native:
             where = {"space": space.name, "res": space.resolution}
-            kinds += [("pet_mean", where), ("pet_std", where)]
+            kinds += [(f"{image}_mean", where), (f"{image}_std", where)]
+    if image == "t1w":
+        return [output_path(kind, case, **entities) for kind, entities in kinds]
     kinds += [(name, {}) for name in ("suvr", "measures", "sensitivity", "regions", "regions_std")]
     return [output_path(kind, case, tracer=tracer, **entities) for kind, entities in kinds]
 

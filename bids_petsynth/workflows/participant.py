@@ -30,7 +30,7 @@ from bids_petsynth.resources import available_memory_gb
 from bids_petsynth.settings import Settings
 from bids_petsynth.types import Case, ClinicalRecord
 from bids_petsynth.workflows import steps
-from bids_petsynth.workflows.outputs import ANATOMY_KEY, PET_KEY
+from bids_petsynth.workflows.outputs import ANATOMY_KEY, last_of
 
 log = logging.getLogger("bids_petsynth")
 
@@ -111,7 +111,7 @@ def plan(case: Case, settings: Settings) -> Job:
     current = tuple(
         tracer
         for tracer in settings.tracers
-        if steps.pet_sink(settings, pet, tracer).is_current(output_path(PET_KEY, case, tracer=tracer, res=res))
+        if steps.pet_sink(settings, pet, tracer).is_current(last_of(case, tracer, res))
     )
     missing = tuple(tracer for tracer in settings.tracers if tracer not in current)
     anatomy = steps.anatomy_sink(settings, scan).is_current(output_path(ANATOMY_KEY, case))

@@ -24,7 +24,7 @@ from bids_petsynth.clinical.limits import untold
 from bids_petsynth.clinical.mapping import read_mapping
 from bids_petsynth.clinical.records import read_record
 from bids_petsynth.errors import InputError
-from bids_petsynth.models.conditioning import taken_sources, used_variables
+from bids_petsynth.models.conditioning import is_pet, taken_sources, used_variables
 from bids_petsynth.models.folder import Model, load_model
 from bids_petsynth.models.synthesizer import Synthesizer as Generator
 from bids_petsynth.models.synthesizer import built_in, reader_of
@@ -32,7 +32,7 @@ from bids_petsynth.pet.tracers import centiloid_equation
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.settings import Settings, Space
 from bids_petsynth.types import Anatomy, Case, ClinicalRecord, OtherScan, PetScan
-from bids_petsynth.workflows.outputs import bias_correction, centiloid_metadata, write_anatomy, write_pet
+from bids_petsynth.workflows.outputs import bias_correction, centiloid_metadata, write_anatomy, write_pet, write_t1w
 
 log = logging.getLogger("bids_petsynth")
 
@@ -139,7 +139,13 @@ def warps(head: Anatomy, settings: Settings, folder: Path) -> dict[str, list[str
 def draws(case: Case, head: Anatomy, record: ClinicalRecord, tracer: str, settings: Settings) -> np.ndarray:
     """Draws of one tracer in SUVR, ``(M, X, Y, Z)``."""
     model = model_of(settings.model, settings.device, settings.texts)
-    given = {scan.modality: scan_on(head, scan, settings) for scan in given_scans(case, tracer, settings)}
+    scans = given_scans(case, tracer, settings)
+    if not scans and not is_pet(tracer):
+        raise InputError(
+            f"{case.label}: there is no real scan to draw a {tracer} from; add PET of one of the model's sources, or "
+            f"leave --target {tracer} out."
+        )
+    given = {scan.modality: scan_on(head, scan, settings) for scan in scans}
     return model.draw(head, record, tracer, settings.n_draws, settings.seed, case.label, given)
 
 
@@ -184,23 +190,33 @@ def outputs(
     generator = Generator(model, texts=reader_of(model, settings.texts))
     given = given_scans(case, tracer, settings)
     names = [scan.modality for scan in given]
-    pet = summarise(head, volumes, record, tracer, generator, settings.seed, case.label, names)
+    if is_pet(tracer):
+        pet = summarise(head, volumes, record, tracer, generator, settings.seed, case.label, names)
+        mean, std = pet.mean, pet.std
+    else:
+        mean = volumes.mean(0)
+        std = volumes.std(0, ddof=1) if len(volumes) > 1 else np.zeros_like(mean)
     affine = head.grid.affine
     templates: dict[Space, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     for space in settings.spaces:
         if not space.is_native:
             files = transforms[space.name]
-            mean, where = into_template(pet.mean, affine, space.name, space.resolution, files)
-            std, _ = into_template(pet.std, affine, space.name, space.resolution, files)
-            templates[space] = (mean, std, where)
-    paths = [scan.path for scan in given]
-    write_pet(pet_sink(settings, input_hash, tracer), case, pet, settings, templates, paths)
+            there, where = into_template(mean, affine, space.name, space.resolution, files)
+            spread, _ = into_template(std, affine, space.name, space.resolution, files)
+            templates[space] = (there, spread, where)
+    paths, sink = [scan.path for scan in given], pet_sink(settings, input_hash, tracer)
+    if is_pet(tracer):
+        write_pet(sink, case, pet, settings, templates, paths)
+        return
+    made = synthesis_of(model, settings.seed, len(volumes), tracer, names)
+    used = used_variables(record, model.recipe.conditioning.variables)
+    write_t1w(sink, case, volumes, head.grid, made, record, used, settings, templates, paths)
 
 
 def limit_of(record: ClinicalRecord, tracers: Sequence[str], settings: Settings) -> str:
     """What a record cannot tell of amyloid or tau, in a sentence; nothing if there is no such tracer."""
     used = used_variables(record, description_of(settings.model).recipe.conditioning.variables)
-    sentences = (untold(used, tracer_named(tracer).target_class) for tracer in tracers)
+    sentences = (untold(used, tracer_named(tracer).target_class) for tracer in tracers if is_pet(tracer))
     return " ".join(dict.fromkeys(filter(None, sentences)))
 
 
@@ -262,6 +278,7 @@ def planned_citation(settings: Settings) -> None:
             spaces=spaces,
         )
         for tracer in settings.tracers
+        if is_pet(tracer)
     ]
     anatomy = {"BiasCorrection": bias_correction(bool(settings.derivatives)), **run}
     found = methods([Scan(case, None, None, None, anatomy, pets, {})])
