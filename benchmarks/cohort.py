@@ -94,7 +94,7 @@ def print_tables(found: Diagnosis, people: int) -> None:
         print(f"| {row['features']} | {row['classifier']} | {auc} | {accuracy} |")
     for kind, rows in table.groupby("classifier"):
         areas = rows.set_index("features")["auc"]
-        said = " ≤ ".join(f"{name} {areas[name]:.3f}" for name in ORDER)
+        said = ", ".join(f"{name} {areas[name]:.3f}" for name in ORDER)
         holds = all(areas[a] <= areas[b] for a, b in zip(ORDER, ORDER[1:], strict=False))
         print(f"\n{kind}: {said}: the published order {'holds' if holds else 'does not hold'}")
     if "comparison" in found.tables:
