@@ -189,7 +189,9 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = recipe.model_copy(update={"name": name, "tracers": drawn, "training": training})
     about = describe(inside, outside, recipe, arguments.licence)
     ground = SiteGround(inside, outside, recipe, about, arguments.command, tuple(unpaired))
-    content = [recipe.model_dump(mode="json"), inside, outside, unpaired, start and load_model(start).fingerprint]
+    ours = [[stored.identity for stored in people] for people in (inside, outside)]
+    heads = [path.name for path in unpaired]
+    content = [recipe.model_dump(mode="json"), ours, heads, start and load_model(start).fingerprint]
     if recipe.conditioning.text is not None:
         content.append(words.identity)
     if first and start_over_if_changed(working, hash_settings(content)):

@@ -58,6 +58,12 @@ class Stored:
     centiloid: float | None = None
     others: Mapping[str, Path] = field(default_factory=dict)
 
+    @property
+    def identity(self) -> list[object]:
+        """What it holds, wherever its folder lies: names of files change with what they are made from."""
+        scans = {name: path.name for name, path in {**self.scans, **self.others}.items()}
+        return [self.participant, self.head.name, scans, self.record, self.centiloid]
+
 
 def store_head(anatomy: Anatomy, label_pool: int, path: Path) -> None:
     """Write what training needs of a head on the model grid: T1w, pooled label probabilities, side-less classes."""
