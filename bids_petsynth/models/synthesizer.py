@@ -295,12 +295,13 @@ class Synthesizer:
         if not names:
             return ()
         taken = taken_sources(spec, scans, target)
-        there = torch.tensor([[name in taken for name in names]], device=self.device)
-        blank = torch.zeros(self.model.recipe.grid.shape)
-        volumes = torch.stack([scans[n] if t else blank for n, t in zip(names, there[0].tolist(), strict=True)])
-        mean, sd = self.model.scale(names, self.device)
-        latents = self.space.encode(volumes.float().to(self.device))
-        return ((latents - mean) / sd)[None], there
+        recipe, there = self.model.recipe, [name in taken for name in names]
+        latents = torch.zeros(len(names), recipe.latent_channels, *recipe.latent_shape, device=self.device)
+        if taken:
+            mean, sd = self.model.scale(taken, self.device)
+            encoded = self.space.encode(torch.stack([scans[name] for name in taken]).float().to(self.device))
+            latents[torch.tensor(there)] = (encoded - mean) / sd
+        return latents[None], torch.tensor([there], device=self.device)
 
     def _volumes(self, labels: Tensor) -> Tensor:
         recipe = self.model.recipe
