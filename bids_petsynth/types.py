@@ -72,12 +72,13 @@ class Value:
 class ClinicalRecord:
     """All variables of one person in canonical units; a missing one has the value None.
 
-    ``notes`` is free text without identifiers, for recipes with a prompt.
+    ``notes`` is free text without identifiers, for recipes with a prompt; ``site`` is where the person was seen.
     """
 
     values: Mapping[str, Value]
     warnings: tuple[str, ...] = ()
     notes: str = ""
+    site: str = ""
 
     def get(self, name: str) -> float | None:
         """The value in its canonical unit, None if missing or not in the table of variables."""

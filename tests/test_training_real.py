@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +109,15 @@ def test_people_are_split_whole_and_evenly(seed):
     assert 3 <= sum(stored.centiloid > 20 for stored in held) <= 5
     assert 1 <= sum("FDG" in stored.scans for stored in held) <= 3
     assert split_people(crowd(), 0.2, seed)[1] == outside
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_small_site_is_on_both_sides(seed):
+    """Sites of four and of 36 people: by chance alone the small one would be missed in four splits of ten."""
+    people = [replace(stored, site="small" if int(stored.participant) % 10 == 3 else "large") for stored in crowd()]
+    inside, outside = split_people(people, 0.25, seed)
+    for part, count in ((inside, 3), (outside, 1)):
+        assert len({stored.participant for stored in part if stored.site == "small"}) == count
 
 
 def test_however_few_someone_is_held_out():

@@ -310,12 +310,15 @@ def _reader(bids_dir: Path, mapping: Path | None, notes_columns: Collection[str]
     from bids_petsynth.clinical.language import read_notes
     from bids_petsynth.clinical.mapping import read_mapping
     from bids_petsynth.clinical.records import read_record
+    from bids_petsynth.clinical.text import columns_of_kind
 
     columns = read_mapping(mapping) if mapping else None
 
     def read(case):
         rows, _ = dataset_rows(bids_dir, case.participant, case.session)
         record = read_record(rows, columns, scan_date=case.t1w_date, session=case.session)
-        return replace(record, notes=read_notes(rows, case.participant, case.session, notes_columns, columns))
+        notes = read_notes(rows, case.participant, case.session, notes_columns, columns)
+        sites = (row.columns[name] for row in rows for name in columns_of_kind(row.columns, "site"))
+        return replace(record, notes=notes, site=next((site for site in sites if site not in ("", "n/a")), ""))
 
     return read

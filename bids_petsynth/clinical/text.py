@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,6 +24,13 @@ def words(text: str) -> tuple[str, ...]:
 def normalise(text: str) -> str:
     """A name without case, blanks and punctuation: ``"P-tau 217"`` and ``"ptau217"`` are the same."""
     return "".join(words(text))
+
+
+def columns_of_kind(names: Iterable[str], kind: str | None = None) -> list[str]:
+    """Columns whose name tells that they hold a diagnosis, a site … (``data/group_kinds.tsv``); None for any kind."""
+    rows = [row for row in read_table("group_kinds.tsv") if kind in (None, row["kind"])]
+    known = {words(text) for row in rows for text in row["words"].split(",")}
+    return [name for name in names if words(name) in known]
 
 
 @cache

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from bids_petsynth.clinical.text import words
+from bids_petsynth.clinical.text import columns_of_kind
 from bids_petsynth.errors import UsageError
 from bids_petsynth.evaluation.cohort import Cohort
 from bids_petsynth.tables import read_table
@@ -48,8 +48,7 @@ def groups(cohort: Cohort, asked: Sequence[str] = ()) -> dict[str, pd.Series]:
     if absent := [name for name in asked if name not in cohort.columns]:
         have = ", ".join(sorted(cohort.columns)) or "none"
         raise UsageError(f"The dataset has no column {', '.join(absent)} for its participants; it has {have}.")
-    kinds = {tuple(words(text)) for row in read_table("group_kinds.tsv") for text in row["words"].split(",")}
-    for name in (*asked, *(name for name in cohort.columns if tuple(words(name)) in kinds)):
+    for name in (*asked, *columns_of_kind(cohort.columns)):
         levels = {text for text in cohort.columns[name] if text}
         if name in asked or len(levels) <= numbers()["levels_max"]:
             found[name] = cohort.columns[name]

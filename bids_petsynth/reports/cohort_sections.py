@@ -165,12 +165,9 @@ def values_section(cohort: Cohort, inputs: Mapping[str, Mapping[str, float]]) ->
 
 
 def _site(cohort: Cohort) -> pd.Series | None:
-    from bids_petsynth.clinical.text import words
-    from bids_petsynth.tables import read_table
+    from bids_petsynth.clinical.text import columns_of_kind
 
-    row = next(row for row in read_table("group_kinds.tsv") if row["kind"] == "site")
-    kinds = {tuple(words(text)) for text in row["words"].split(",")}
-    found = [name for name in cohort.columns if tuple(words(name)) in kinds]
+    found = columns_of_kind(cohort.columns, "site")
     return cohort.columns[found[0]] if found else None
 
 

@@ -49,6 +49,8 @@ class Stored:
         Measured on the amyloid scan, if there is one.
     others
         T2w, FLAIR and CT → file that :func:`store_scan` wrote.
+    site
+        Where the person was seen, if the dataset tells.
     """
 
     participant: str
@@ -57,6 +59,7 @@ class Stored:
     record: Record
     centiloid: float | None = None
     others: Mapping[str, Path] = field(default_factory=dict)
+    site: str = ""
 
     @property
     def identity(self) -> list[object]:
@@ -176,7 +179,7 @@ def _means(scan: Tensor, labels: Tensor, factor: int) -> Tensor:
 
 
 def split_people(people: Sequence[Stored], share: float, seed: int) -> tuple[list[Stored], list[Stored]]:
-    """Training and validation cases, split by participant, stratified by tracers and amyloid status.
+    """Training and validation cases, split by participant, stratified by site, tracers and amyloid status.
 
     At least one participant is kept for validation, however few there are.
 
@@ -194,7 +197,7 @@ def split_people(people: Sequence[Stored], share: float, seed: int) -> tuple[lis
     for name, cases in sorted(of_person.items()):
         loads = [case.centiloid for case in cases if case.centiloid is not None]
         tracers = tuple(sorted({tracer for case in cases for tracer in case.scans}))
-        key = tracers, max(loads) > default_cutoff().centiloid if loads else None
+        key = cases[0].site, tracers, max(loads) > default_cutoff().centiloid if loads else None
         strata.setdefault(key, []).append(name)
     rng = np.random.default_rng(seed)
     # one place after the other over all strata: shares come out right over small strata too

@@ -114,7 +114,7 @@ def prepare(
             known = {name: value.value for name, value in record.values.items() if value.value is not None}
             known |= {"notes": record.notes} if record.notes else {}
             load = loads[0] if loads else None
-            people.append(Stored(group[0].pet.participant, head[0], scans, known, load, others))
+            people.append(Stored(group[0].pet.participant, head[0], scans, known, load, others, record.site))
             report(f"{case.label}: {', '.join([*scans, *others])} ready")
     return people, rows
 
