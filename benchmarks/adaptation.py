@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=20)
     parser.add_argument("--per-head", type=int, default=2, help="people on each unseen head")
     parser.add_argument("--fwhm", type=float, default=8.0, help="what the site's scanner blurs more, in mm")
-    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--minutes", type=int, default=8)
     arguments = parser.parse_args()
     names = sorted(path.name.removeprefix("sub-") for path in arguments.dataset.glob("sub-*"))
     seen = [name for name in names if name not in UNSEEN][: arguments.people]
