@@ -64,11 +64,7 @@ assert found[1.0] > found[0.0] and abs(found[2.0] - 2 * found[1.0] + found[0.0])
 def patched(folder: Path, diff: str) -> Path:
     """A copy of package, docs and tests with the diff applied; the weights are linked, not copied."""
     for part in ("bids_petsynth", "docs", "tests"):
-        shutil.copytree(
-            ROOT / part,
-            folder / part,
-            ignore=shutil.ignore_patterns("models", "__pycache__", "img", "container", "cluster"),
-        )
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("models", "__pycache__"))
     shutil.copytree(
         ROOT / "bids_petsynth/models", folder / "bids_petsynth/models", ignore=shutil.ignore_patterns("__pycache__")
     )
