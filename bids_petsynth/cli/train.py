@@ -132,10 +132,11 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable(arguments.output_dir)
     models = arguments.output_dir / "models"
     folder, working = models / name, models / f"{name}-training"
-    if start is not None:
+    begin = load_model(start) if start else None
+    if begin is not None:
         if folder.resolve() == start.resolve():
             raise UsageError(f"The adapted model would replace {start}, which it begins with; give it another --name.")
-        generator.check_start(recipe, load_model(start), start)
+        generator.check_start(recipe, begin, start)
     bids_dir = arguments.bids_dir.resolve()
     cases = find_requested(arguments, bids_dir, {})
     filters = filters_of(arguments)
@@ -191,7 +192,7 @@ def run(arguments: argparse.Namespace) -> int:
     ground = SiteGround(inside, outside, recipe, about, arguments.command, tuple(unpaired))
     ours = [[stored.identity for stored in people] for people in (inside, outside)]
     heads = [path.name for path in unpaired]
-    content = [recipe.model_dump(mode="json"), ours, heads, start and load_model(start).fingerprint]
+    content = [recipe.model_dump(mode="json"), ours, heads, begin and begin.fingerprint]
     if recipe.conditioning.text is not None:
         content.append(words.identity)
     if first and start_over_if_changed(working, hash_settings(content)):

@@ -67,6 +67,8 @@ def write_t1w(
     sink: Sink,
     case: Case,
     draws: np.ndarray,
+    mean: np.ndarray,
+    std: np.ndarray,
     grid: Grid,
     synthesis: Synthesis,
     record: ClinicalRecord,
@@ -75,7 +77,7 @@ def write_t1w(
     templates: Mapping[Space, tuple[np.ndarray, np.ndarray, np.ndarray]],
     given: Sequence[Path],
 ) -> None:
-    """A synthetic T1w: draws ``(M, X, Y, Z)`` (if asked for), standard deviation, and last the mean.
+    """A synthetic T1w: draws ``(M, X, Y, Z)`` (if asked for), their standard deviation, and last their mean.
 
     ``templates`` and ``given`` are those of :func:`write_pet`.
     """
@@ -105,13 +107,12 @@ def write_t1w(
     for number, draw in enumerate(draws if settings.save_draws else (), 1):
         path = output_path("t1w_draw", case, res=res, draw=number)
         sink.save_image(path, draw, grid.affine, about("draw", draw=number))
-    for space, (mean, std, affine) in templates.items():
+    for space, (there, spread, affine) in templates.items():
         where = {"space": space.name, "res": space.resolution}
-        sink.save_image(output_path("t1w_std", case, **where), std, affine, about("std", space, _voxel(affine)), 4)
-        sink.save_image(output_path("t1w_mean", case, **where), mean, affine, about("mean", space, _voxel(affine)), 4)
-    std = draws.std(0, ddof=1) if len(draws) > 1 else np.zeros_like(draws[0])
+        sink.save_image(output_path("t1w_std", case, **where), spread, affine, about("std", space, _voxel(affine)), 4)
+        sink.save_image(output_path("t1w_mean", case, **where), there, affine, about("mean", space, _voxel(affine)), 4)
     sink.save_image(output_path("t1w_std", case, res=res), std, grid.affine, about("std"))
-    sink.save_image(output_path("t1w_mean", case, res=res), draws.mean(0), grid.affine, about("mean"))
+    sink.save_image(output_path("t1w_mean", case, res=res), mean, grid.affine, about("mean"))
 
 
 def write_anatomy(sink: Sink, case: Case, head: Head, settings: Settings) -> None:

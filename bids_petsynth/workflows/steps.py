@@ -210,7 +210,7 @@ def outputs(
         return
     made = synthesis_of(model, settings.seed, len(volumes), tracer, names)
     used = used_variables(record, model.recipe.conditioning.variables)
-    write_t1w(sink, case, volumes, head.grid, made, record, used, settings, templates, paths)
+    write_t1w(sink, case, volumes, mean, std, head.grid, made, record, used, settings, templates, paths)
 
 
 def limit_of(record: ClinicalRecord, tracers: Sequence[str], settings: Settings) -> str:
