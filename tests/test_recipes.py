@@ -77,6 +77,7 @@ def test_a_t2w_is_trained_on_and_taken_by_participant(trained, site_with_t2w, ca
     assert [row["status"] for row in rows if row["tracer"] == "T2w"] == ["used"] * 6
     model = load_model(trained)
     assert "T2w" in model.scaling and "T2w scans" in model.card
+    assert "given all other scans of the person" in model.card
     command = [str(site_with_t2w), str(trained.parents[1]), "participant", "--model", str(trained), "--dry-run"]
     assert main(command) == 0
     assert "_T2w.nii.gz" in capsys.readouterr().out

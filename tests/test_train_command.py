@@ -185,3 +185,11 @@ def test_the_card_counts_the_t1w_of_everyone_where_t1w_are_drawn():
     told = describe(crowd("AV45", "FDG", "AV45 FDG"), crowd("FDG"), recipe, "none")
     assert "Trained on 3 people; 2 AV45 scans, 2 FDG scans, 3 T1w scans" in told
     assert "1 people; 0 AV45 scans, 1 FDG scans, 1 T1w scans" in told
+
+
+@pytest.mark.parametrize("level", ["train", "group"])
+@pytest.mark.parametrize("width", ["0", "-3", "nan"])
+def test_a_width_that_is_none_is_refused(tmp_path, capsys, level, width):
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path), str(tmp_path / "out"), level, "--pet-fwhm", width])
+    assert ended.value.code == 2 and f"--pet-fwhm: {width} is not above 0 mm" in capsys.readouterr().err

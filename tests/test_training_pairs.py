@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from models_small import small_recipe
 from scipy.ndimage import gaussian_filter
 
 from bids_petsynth.errors import UsageError
-from bids_petsynth.models.folder import load_model, training_ranges
-from bids_petsynth.training import pairs
+from bids_petsynth.models.folder import calibration_text, load_model, put_files, training_ranges
+from bids_petsynth.training import calibration, pairs
+from bids_petsynth.training.card import SPREAD_TITLE
 from bids_petsynth.training.generator import Run, train
 from bids_petsynth.training.pairs import (
     Heads,
@@ -26,7 +28,7 @@ from bids_petsynth.training.pairs import (
     vary_intensity,
 )
 from bids_petsynth.training.simulated import SimulatedGround
-from bids_petsynth.training.validation import cortex, evaluate, region_means, spread_factor
+from bids_petsynth.training.validation import cortex, evaluate, region_means, spread_factor, target_and_rest
 
 SHAPE = (32, 48, 32)
 CLASSES = 48
@@ -160,10 +162,31 @@ def test_spread_factor_finds_how_much_too_narrow_the_draws_are(ratio):
     assert spread_factor(truth, draws) == pytest.approx(expected, rel=0.03)
 
 
+def test_the_target_and_the_rest_of_the_regions_are_calibrated_apart():
+    """Draws whose common part is planted too wide and whose regions' own parts are planted too narrow."""
+    rng = np.random.default_rng(1)
+    n, m, k, common, own = 1500, 128, 20, 1.5, 0.7
+    slopes, weights = rng.uniform(0.5, 1.5, k), np.tile(np.arange(k) < 8, (n, 1)) / 8
+
+    def scans(common: float, own: float, shape: tuple[int, ...]) -> np.ndarray:
+        rest = own * rng.standard_normal((*shape, k))
+        rest -= (rest @ weights[0])[..., None]  # the regions' own parts leave the target as it is
+        return common * slopes * rng.standard_normal((*shape, 1)) + rest
+
+    truth, draws = scans(1, 1, (n,)), scans(common, own, (n, m))
+    of_target, of_rest = target_and_rest(truth, draws, weights)
+    # the line of a region on the target takes the planted common part up; the error holds the mean of m draws too
+    assert of_target == pytest.approx(1 / common, rel=0.05) and of_rest == pytest.approx(1 / own, rel=0.05)
+    assert target_and_rest(truth[:4], draws[:4], weights[:4]) == (1, 1)
+    # with a target that is right already, both are what one factor for all would be
+    assert target_and_rest(truth, scans(1, 1, (n, m)), weights) == pytest.approx((1, 1), rel=0.05)
+
+
 def test_a_tiny_run_trains_resumes_and_writes_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr("bids_petsynth.training.simulated.CALIBRATION_PEOPLE", 2)
     monkeypatch.setattr("bids_petsynth.training.simulated.FIRST_PEOPLE", 2)
     monkeypatch.setattr("bids_petsynth.training.simulated.RANGE_PEOPLE", 3)
+    monkeypatch.setattr("bids_petsynth.training.simulated.REGIONAL_CALIBRATION_PEOPLE", 40)
     monkeypatch.setattr("bids_petsynth.training.simulated.NORMAL_PEOPLE", 0)  # these heads have no cortex to speak of
     arrays = save(phantom_heads(), tmp_path / "heads.npz")
     recipe = recipe_here()
@@ -173,7 +196,18 @@ def test_a_tiny_run_trains_resumes_and_writes_a_model(tmp_path, monkeypatch):
     assert "IXI353" in model.card and "simulated PET only" in model.card
     assert "nan" not in model.card.split("| AV45")[1][:60]
     figures = json.loads((tmp_path / "out" / "figures.json").read_text())
-    assert figures["spread"] == model.spread
+    assert figures["spread"] == model.spread and figures["target_spread"] == model.target_spread
+    # the same people give the same factors again, and everything else in the folder stays
+    folder, card = tmp_path / "out" / "model", model.card
+    files = {name: (folder / name).read_bytes() for name in ("regions.tsv", "weights-00001.safetensors")}
+    put_files(folder, {"calibration.json": calibration_text({"AV45": 9.0, "FDG": 9.0}, {}).encode()})
+    calibration.main([str(arrays), str(folder)])
+    model = load_model(folder)
+    assert model.spread == pytest.approx(figures["spread"], rel=0.02)  # the weights are in half precision now
+    assert model.target_spread == pytest.approx(figures["target_spread"], rel=0.02)
+    assert files == {name: (folder / name).read_bytes() for name in files}
+    parts, before = re.split(r"\n(?=## )", model.card), re.split(r"\n(?=## )", card)
+    assert [a for a, b in zip(parts, before, strict=True) if not a.startswith(SPREAD_TITLE) and a != b] == []
     ranges = training_ranges(tmp_path / "out" / "model", model.weights_sha256)
     assert set(ranges) == {"AV45", "FDG"} and "left_superior_frontal" in ranges["FDG"]
     assert training_ranges(tmp_path / "out" / "model", "another") == {}
@@ -201,7 +235,8 @@ def test_evaluation_of_a_perfect_model():
     class Perfect:
         tracers = ("AV45",)
 
-        def sample(self, t1w, labels, record, tracer, n, seed):
+        def sample(self, t1w, labels, record, tracer, n, seed, given):
+            assert set(given) == {"T1w", "AV45"}  # of which a recipe takes its sources
             offsets = torch.linspace(-0.015, 0.015, n)[:, None, None, None] * ~reference
             return ((t1w + offsets) * torch.linspace(0.5, 2, n)[:, None, None, None]).numpy()
 

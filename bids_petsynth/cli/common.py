@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -121,7 +122,7 @@ def add_real_pet(parser: argparse.ArgumentParser, title: str) -> argparse._Argum
         metavar=("FROM", "TO"),
         help="minutes after injection that are averaged (default: the tracer's usual ones)",
     )
-    pet.add_argument("--pet-fwhm", type=float, metavar="MM", help="smooth every scan by this (default: not at all)")
+    pet.add_argument("--pet-fwhm", type=_width, metavar="MM", help="smooth every scan by this (default: not at all)")
     pet.add_argument(
         "--max-gap", type=positive, default=365, metavar="DAYS", help="days between T1w and PET (default: %(default)s)"
     )
@@ -166,6 +167,14 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _width(text: str) -> float:
+    """Millimetres above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 mm")
     return number
 
 

@@ -90,8 +90,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Do it; 0 if the report was written, whoever is missing in it, 1 if one of its parts could not be made."""
     threads = threads_of(arguments)
     set_up(threads, arguments.verbose)
-    if arguments.pet_fwhm is not None and not arguments.pet_fwhm > 0:
-        raise UsageError(f"--pet-fwhm {arguments.pet_fwhm:g} is no resolution; give millimetres above 0.")
     if arguments.score_range and not arguments.score_range[0] < arguments.score_range[1]:
         raise UsageError("--score-range takes two numbers, the smaller one first.")
     if arguments.folds < 2:

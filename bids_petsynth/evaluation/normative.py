@@ -6,7 +6,6 @@ They lie as ``surface.safetensors`` in a model's folder, made at its training fr
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ import numpy as np
 
 from bids_petsynth.errors import ModelError
 from bids_petsynth.evaluation.surface import Projection, project_person, setting
-from bids_petsynth.models.folder import optional_file, verified
+from bids_petsynth.models.folder import optional_file, put_files
 from bids_petsynth.types import Grid
 
 if TYPE_CHECKING:
@@ -219,11 +218,6 @@ def to_bytes(sets: Sequence[Normative]) -> bytes:
     return save(tensors, {"normative": json.dumps(about, sort_keys=True)})
 
 
-def save_normative(sets: Sequence[Normative], path: Path) -> None:
-    """Write normative sets, one per tracer."""
-    Path(path).write_bytes(to_bytes(sets))
-
-
 def load_normative(path: Path) -> dict[str, Normative]:
     """Normative sets by tracer.
 
@@ -277,13 +271,7 @@ def add_to_model(folder: Path, sets: Sequence[Normative]) -> None:
     ModelError
         If the folder is incomplete or damaged.
     """
-    folder = Path(folder)
-    about = verified(folder)
-    save_normative(sets, folder / FILE)
-    about["sha256"][FILE] = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
-    part = folder / ".model.json.part"
-    part.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    part.replace(folder / "model.json")
+    put_files(Path(folder), {FILE: to_bytes(sets)})
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -42,6 +42,9 @@ class Model:
         Mean and SD of the conditioning variables after their transform.
     spread
         Per tracer, the factor on the draws' deviations from their mean that makes them calibrated.
+    target_spread
+        The same of what goes with the mean of the tracer's target regions, where the recipe has a ``regional`` flow;
+        ``spread`` is then that of the rest (see :func:`bids_petsynth.models.regional.along`).
     heads
         Names of the heads that it was trained on.
     ranges
@@ -67,6 +70,7 @@ class Model:
     heads: tuple[str, ...] = ()
     demonstration: bool = False
     spread: Mapping[str, float] = field(default_factory=dict)
+    target_spread: Mapping[str, float] = field(default_factory=dict)
     ranges: tuple[Mapping[str, str], ...] = ()
     surface: bytes = b""
     card: str = ""
@@ -134,8 +138,7 @@ def save_model(model: Model, folder: Path) -> None:
         path.chmod(0o644)  # safetensors lets only the owner read, and models are shared
     (folder / "recipe.toml").write_text(recipe_text(model.recipe), encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(model.card, encoding="utf-8")
-    calibration = json.dumps({"spread": dict(model.spread)}, indent=2)
-    (folder / "calibration.json").write_text(calibration + "\n", encoding="utf-8")
+    (folder / "calibration.json").write_text(calibration_text(model.spread, model.target_spread), encoding="utf-8")
     names = ["recipe.toml", "MODEL_CARD.md", "calibration.json", *sorted(p.name for p in folder.glob("weights-*"))]
     (folder / "regions.tsv").unlink(missing_ok=True)
     if model.ranges:
@@ -167,6 +170,28 @@ def save_model(model: Model, folder: Path) -> None:
         "sha256": {name: _sha256(folder / name) for name in names},
     }
     (folder / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def put_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put files into a complete model folder, in place of those that it has, and their checksums into ``model.json``.
+
+    Raises
+    ------
+    ModelError
+        If the folder is incomplete or damaged.
+    """
+    about = verified(folder)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+        about["sha256"][name] = hashlib.sha256(content).hexdigest()
+    part = folder / ".model.json.part"
+    part.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    part.replace(folder / "model.json")
+
+
+def calibration_text(spread: Mapping[str, float], target_spread: Mapping[str, float]) -> str:
+    """Content of ``calibration.json``, see :class:`Model`."""
+    return json.dumps({"spread": dict(spread), "target_spread": dict(target_spread)}, indent=2) + "\n"
 
 
 def _write_ranges(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
@@ -326,6 +351,9 @@ def load_model(folder: Path) -> Model:
             heads=tuple(about["heads"]),
             demonstration=bool(about["demonstration"]),
             spread={str(k): float(v) for k, v in calibration["spread"].items()},
+            target_spread={
+                str(k): float(v) for k, v in calibration.get("target_spread", calibration["spread"]).items()
+            },
             card=(folder / "MODEL_CARD.md").read_text(encoding="utf-8"),
             weights_sha256=_weights_sum(about["sha256"]),
             fingerprint=_sha256(folder / "model.json"),

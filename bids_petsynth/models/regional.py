@@ -198,6 +198,18 @@ class _Block(nn.Module):
         return x + self.outer(F.silu(self.inner(self.norm(x) * (1 + scale) + shift)))
 
 
+def along(draws: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Deviations ``(N, K)`` of draws from their mean: what goes with a weighted mean of the regions, and the rest.
+
+    What goes with it is each region's least-squares line on that mean, ``draws @ weights`` with ``weights (K,)``, over
+    the N draws. So the weighted mean of the rest is 0 in every draw.
+    """
+    deviations = draws - draws.mean(0)
+    whole = (deviations @ weights)[:, None]
+    common = whole * ((whole * deviations).sum(0) / whole.square().sum().clamp(min=1e-12))
+    return common, deviations - common
+
+
 def representative(draws: Tensor, n: int) -> Tensor:
     """``n`` of many draws ``(N, K)``, shifted and scaled together so that their mean and spread are those of all.
 

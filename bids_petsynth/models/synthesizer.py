@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bids_petsynth.anatomy.regions import class_weights
 from bids_petsynth.clinical.language import TextOptions, TextReader
 from bids_petsynth.devices import fast_autocast
 from bids_petsynth.errors import InputError, UsageError
@@ -28,7 +29,9 @@ from bids_petsynth.models.folder import Model, load_model
 from bids_petsynth.models.process import guided
 from bids_petsynth.models.processes import build_process
 from bids_petsynth.models.recipe import Recipe
-from bids_petsynth.models.regional import Condition, label_volumes, representative
+from bids_petsynth.models.regional import Condition, along, label_volumes, representative
+from bids_petsynth.pet.tracers import targets
+from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.tables import data_path
 from bids_petsynth.types import Anatomy, ClinicalRecord, Foreseen
 
@@ -161,8 +164,8 @@ class Synthesizer:
         Returns
         -------
         ndarray
-            ``(n_draws, X, Y, Z)`` float32, in SUVR up to a scale that the head's own reference region sets; not yet
-            calibrated (see :meth:`calibrated`). One alone from a recipe whose draws are all alike.
+            ``(n_draws, X, Y, Z)`` float32, in SUVR up to a scale that the head's own reference region sets; to be
+            calibrated in SUVR (see :meth:`calibrated`). One alone from a recipe whose draws are all alike.
 
         Raises
         ------
@@ -187,9 +190,13 @@ class Synthesizer:
         return self.sample(t1w, labels, record, tracer, n, seed, scans)
 
     def calibrated(self, draws: np.ndarray, tracer: str) -> np.ndarray:
-        """Draws in SUVR whose deviations from their mean are multiplied by the model's spread factor for the tracer."""
+        """Draws in SUVR whose deviations from their mean are multiplied by the model's spread factor for the tracer.
+
+        Those of a model with a regional part stay as they are: their regional means are calibrated before an image is
+        made, and nothing else of an image is in need of it.
+        """
         factor = self.model.spread.get(tracer, 1.0)
-        if len(draws) < 2 or factor == 1.0:
+        if len(draws) < 2 or factor == 1.0 or self.regional is not None:
             return draws
         mean = draws.mean(0)
         return mean + np.float32(factor) * (draws - mean)
@@ -203,7 +210,7 @@ class Synthesizer:
     def regional_draws(
         self, record: Readable, tracer: str, volumes: Tensor, seed: int, n: int = REGIONAL_DRAWS
     ) -> Tensor:
-        """``(n, classes)`` draws of the regional means in SUVR, as soft labels measure them; no image is made.
+        """``(n, classes)`` calibrated draws of regional means in SUVR, as soft labels measure them; no image is made.
 
         :meth:`sample` paints a few of just these, see :func:`representative`.
 
@@ -214,7 +221,7 @@ class Synthesizer:
         """
         if self.regional is None:
             raise UsageError(f"The model {self.model.recipe.name} has no regional part.")
-        return self._regional_draws(self._condition(record, tracer, volumes), n, self._rng(tracer, seed)).cpu()
+        return self._regional_draws(self._condition(record, tracer, volumes), tracer, n, self._rng(tracer, seed)).cpu()
 
     @torch.inference_mode()
     def foreseen(
@@ -232,7 +239,7 @@ class Synthesizer:
         Returns
         -------
         Foreseen or None
-            With the model's spread factor; None if the model has no regional part.
+            Calibrated as the draws are; None if the model has no regional part.
         """
         if self.regional is None:
             return None
@@ -242,8 +249,7 @@ class Synthesizer:
         pool = codes.shape[0] // painting.shape[0]
         shares = [F.avg_pool3d(torch.from_numpy(codes == code).float()[None], pool)[0] for code in _present(codes)]
         masks = torch.stack(shares).to(self.device)
-        centre, factor = many.mean(0), self.model.spread.get(tracer, 1.0)
-        read = [painting.read((centre + factor * (d - centre)).to(self.device), masks) for d in (few, many)]
+        read = [painting.read(draws.to(self.device), masks) for draws in (few, many)]
         return Foreseen(*(means.cpu().double().numpy() for means in read))
 
     @torch.inference_mode()
@@ -257,7 +263,7 @@ class Synthesizer:
         seed: int,
         given: Mapping[str, Tensor | None] | None = None,
     ) -> np.ndarray:
-        """Uncalibrated draws ``(n, X, Y, Z)`` from prepared images of one head (see ``Denoiser.prepare``).
+        """Draws ``(n, X, Y, Z)`` from prepared images of one head (see ``Denoiser.prepare``).
 
         ``given`` are further scans by modality ``(X, Y, Z)``, see :meth:`draw`; None withholds one, the T1w too.
         """
@@ -265,7 +271,7 @@ class Synthesizer:
         rng, condition = self._rng(tracer, seed), self._condition(record, tracer, self._volumes(labels))
         means = None
         if self.regional is not None:
-            means = representative(self._regional_draws(condition, max(n, REGIONAL_DRAWS), rng), n)
+            means = representative(self._regional_draws(condition, tracer, max(n, REGIONAL_DRAWS), rng), n)
         out = np.empty((n, *recipe.grid.shape), np.float32)
         everything = {"T1w": t1w[0], **(given or {})}
         scans = self._given({name: scan for name, scan in everything.items() if scan is not None}, tracer)
@@ -329,8 +335,14 @@ class Synthesizer:
             text_mask = text_mask & (mask.any(1, keepdim=True) | bool(notes))
         return Condition(values, mask, tracers, volumes, text, text_mask).to(self.device)
 
-    def _regional_draws(self, condition: Condition, n: int, rng: torch.Generator) -> Tensor:
-        return self.regional.sample(n, condition, self.model.recipe.process.guidance, rng)
+    def _regional_draws(self, condition: Condition, tracer: str, n: int, rng: torch.Generator) -> Tensor:
+        draws = self.regional.sample(n, condition, self.model.recipe.process.guidance, rng)
+        if tracer not in self.model.spread:
+            return draws
+        regions = targets()[tracer_named(tracer).default_target].regions
+        weights = torch.from_numpy(class_weights(regions, condition.volumes[0].cpu().numpy()))
+        common, rest = along(draws, weights.to(draws))
+        return draws.mean(0) + self.model.target_spread.get(tracer, 1.0) * common + self.model.spread[tracer] * rest
 
     def _drawn(
         self, noise: Tensor, sources: Sources, condition: Condition, painted: Tensor | None, rng: torch.Generator

@@ -16,6 +16,9 @@ from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training.ground import Ground
 from bids_petsynth.training.regional import RegionalPeople
 
+#: Heading of the section that :func:`spread_section` writes.
+SPREAD_TITLE = "## Spread factors"
+
 
 def sensitivity_figures(synthesizer: Synthesizer, people: RegionalPeople) -> dict[str, dict[str, tuple[float, float]]]:
     """By tracer and variable: mean change of the target SUVR per SD, and mean absolute change when it is dropped."""
@@ -50,8 +53,7 @@ def model_card(
     rows = [
         f"| {tracer} | {f['mae']:.3f} | {f['mae_of_mean']:.3f} | {f['bias']:+.3f} | {f['voxel_r']:.3f} | "
         f"{f.get('true_negative', np.nan):.2f} / {f.get('synthetic_negative', np.nan):.2f} | "
-        f"{f.get('true_positive', np.nan):.2f} / {f.get('synthetic_positive', np.nan):.2f} | "
-        f"{model.spread[tracer]:.2f} |"
+        f"{f.get('true_positive', np.nan):.2f} / {f.get('synthetic_positive', np.nan):.2f} |"
         for tracer, f in figures.items()
     ]
     grid = f"{' × '.join(map(str, recipe.grid.shape))} voxels of {recipe.grid.voxel_size:g} mm"
@@ -77,17 +79,30 @@ T1w, label probabilities, tracer, and of the record (any may be missing; on the 
 ## Figures on held-out {"simulated " if ground.demonstration else ""}people
 Regional SUVR over all regions; the baseline predicts every region's mean over the same people.
 
-| tracer | MAE | baseline | bias | voxel r | cortex, negative: true / synthetic | positive: the same | spread factor |
-|---|---|---|---|---|---|---|---|
+| tracer | MAE | baseline | bias | voxel r | cortex, negative: true / synthetic | positive: the same |
+|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
 {" ".join(filter(None, (ground.figures_note, note)))}
+
+{spread_section(model.spread, model.target_spread)}
 {_sensitivity_table(sensitivity)}
 
 ## Training
 `{ground.command(minutes)}`: {steps} steps of
 {recipe.training.batch} examples, seed {recipe.training.seed}, finished {model.version}.
 """
+
+
+def spread_section(spread: Mapping[str, float], target_spread: Mapping[str, float]) -> str:
+    """The card's section on :attr:`Model.spread` and :attr:`Model.target_spread`; a last line without its end."""
+    rows = [f"| {name} | {factor:.2f} | {target_spread.get(name, factor):.2f} |" for name, factor in spread.items()]
+    return f"""{SPREAD_TITLE}
+Factors on the deviations of the draws from their mean, by which intervals cover what they say on held-out people:
+
+| tracer | regions | target, Centiloid |
+|---|---|---|
+{chr(10).join(rows)}"""
 
 
 def _sensitivity_table(sensitivity: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:

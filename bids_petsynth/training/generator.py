@@ -242,16 +242,19 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
     generator = Synthesizer(trained, device, run.texts)
     reported = held.reported if stops else ground.held_cases()
     figures, spread = evaluate(generator, reported, 4, recipe.grid.voxel_size)
-    sensitivity = {}
+    sensitivity, of_target = {}, {}
     if model.regional is not None:
         people = ground.held_people()
-        spread = regional_spread(generator, people)
+        spread, of_target = regional_spread(generator, people)
         sensitivity = sensitivity_figures(generator, people.first(SENSITIVITY_PEOPLE))
-    trained = replace(trained, spread=spread, ranges=ground.ranges(), surface=_normative(ground, recipe, run))
-    card = model_card(trained, ground, figures, sensitivity, loop.state.elapsed / 60, loop.state.step, held.note)
+    calibration = {"spread": spread, "target_spread": of_target}
+    trained = replace(trained, **calibration, ranges=ground.ranges(), surface=_normative(ground, recipe, run))
+    given = "Each synthetic scan was made given all other scans of the person that the recipe takes."
+    note = " ".join(filter(None, (held.note, given if set(recipe.conditioning.sources) - {"T1w"} else "")))
+    card = model_card(trained, ground, figures, sensitivity, loop.state.elapsed / 60, loop.state.step, note)
     trained = replace(trained, card=card)
     save_model(trained, out / "model")
-    (out / "figures.json").write_text(json.dumps({"figures": figures, "spread": spread}, indent=2) + "\n")
+    (out / "figures.json").write_text(json.dumps({"figures": figures, **calibration}, indent=2) + "\n")
     return trained
 
 

@@ -19,8 +19,9 @@ from bids_petsynth.training.regional import RegionalPeople, simulate_regions, tr
 #: People in the pool when training starts (they must be simulated first).
 FIRST_PEOPLE = 16
 EVALUATION_SEED, CALIBRATION_PEOPLE = 1_000_000, 8
-#: People on unseen heads whose regional means alone are simulated, to calibrate the spread of the draws.
-REGIONAL_CALIBRATION_PEOPLE = 300
+#: People on unseen heads whose regional means alone are simulated, to calibrate the spread of the draws: over 300 the
+#: error's own spread is known no better than to a tenth.
+REGIONAL_CALIBRATION_PEOPLE = 1200
 #: People whose regional SUVR the model folder tells as the training range.
 RANGE_PEOPLE = 200
 

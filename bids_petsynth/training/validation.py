@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from scipy import stats
+from scipy.optimize import brentq
 
-from bids_petsynth.anatomy.regions import regions
+from bids_petsynth.anatomy.regions import class_weights, regions
+from bids_petsynth.models.regional import along
 from bids_petsynth.models.synthesizer import Synthesizer
+from bids_petsynth.pet.tracers import targets
+from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training.pairs import TrainingCase
 from bids_petsynth.training.regional import RegionalPeople
 
 #: Composite whose SUVR is followed: cortex where amyloid and tau gather.
 CORTEX_LOBES = ("frontal", "parietal", "temporal", "cingulate")
+#: Bounds of a factor on the draws' deviations.
+FACTORS = (1 / 3, 3.0)
 #: With fewer scans of a tracer, the spread of its draws stays as it is.
 LEAST_SCANS = 8
 #: With fewer held-out people, those who stop a training early are among those whose figures are reported.
@@ -62,26 +69,66 @@ def spread_factor(truth: np.ndarray, draws: np.ndarray) -> float:
     """
     if np.isfinite(truth).any(1).sum() < LEAST_SCANS:
         return 1.0
-    m = draws.shape[1]
+    return _factor(truth - draws.mean(1), draws.std(1, ddof=1), draws.shape[1])
+
+
+def _factor(error: np.ndarray, sd: np.ndarray, m: int) -> float:
+    """See :func:`spread_factor`: from errors of the mean of ``m`` draws and the draws' SD, of the same shape."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        score = np.abs(truth - draws.mean(1)) / (draws.std(1, ddof=1) * np.sqrt(1 + 1 / m))
+        score = np.abs(error) / (sd * np.sqrt(1 + 1 / m))
     score = score[np.isfinite(score)]
     if not len(score):  # draws that are all alike have no spread to be scaled
         return 1.0
     factors = [np.quantile(score, level) / stats.t.ppf((1 + level) / 2, m - 1) for level in (0.8, 0.95)]
-    return float(np.clip(np.sqrt(np.prod(factors)), 1 / 3, 3))
+    return float(np.clip(np.sqrt(np.prod(factors)), *FACTORS))
 
 
-def regional_spread(synthesizer: Synthesizer, people: RegionalPeople) -> dict[str, float]:
-    """Spread factor per tracer from the regional flow alone, on people whose regional means are known."""
-    out = {}
-    for place, tracer in enumerate(synthesizer.tracers):
+def target_and_rest(truth: np.ndarray, draws: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Factors on what goes with the target's mean in the draws' deviations, and on the rest of them.
+
+    With the first, intervals of the target cover what they say; with both, those of single regions (as well as the
+    second alone can make them).
+
+    Parameters
+    ----------
+    truth
+        ``(cases, regions)``, NaN where unknown.
+    draws
+        ``(cases, M, regions)``.
+    weights
+        ``(cases, regions)``: the target is this mean of the regions.
+    """
+    if np.isfinite(truth).any(1).sum() < LEAST_SCANS:
+        return 1.0, 1.0
+    m, error = draws.shape[1], truth - draws.mean(1)
+    parts = (along(torch.from_numpy(d), torch.from_numpy(w)) for d, w in zip(draws, weights, strict=True))
+    common, rest = np.array([[part.var(0).numpy() for part in pair] for pair in parts]).swapaxes(0, 1)
+    sd_target = np.sqrt(np.einsum("nmk,nk->nm", draws, weights).var(1, ddof=1))
+    target = _factor(np.einsum("nk,nk->n", error, weights), sd_target, m)
+
+    def missing(log_factor: float) -> float:
+        return np.log(_factor(error, np.sqrt(target**2 * common + np.exp(2 * log_factor) * rest), m))
+
+    low, high = np.log(FACTORS)
+    if missing(low) <= 0 or missing(high) >= 0:  # the common part alone is too wide, or nothing is wide enough
+        return target, FACTORS[0] if missing(low) <= 0 else FACTORS[1]
+    return target, float(np.exp(brentq(missing, low, high, xtol=1e-3)))
+
+
+def regional_spread(synthesizer: Synthesizer, people: RegionalPeople) -> tuple[dict[str, float], dict[str, float]]:
+    """``spread`` and ``target_spread`` of a model from its regional flow alone, on people with known regional means."""
+    plain = Synthesizer(replace(synthesizer.model, spread={}), synthesizer.device, synthesizer.texts)
+    spread, of_target = {}, {}
+    for place, tracer in enumerate(plain.tracers):
         drawn = [
-            synthesizer.regional_draws(record, tracer, volumes, number).numpy()
+            plain.regional_draws(record, tracer, volumes, number).numpy()
             for number, (record, volumes) in enumerate(zip(people.records, people.volumes.split(1), strict=True))
         ]
-        out[tracer] = spread_factor(people.means[:, place, 1:].numpy(), np.stack(drawn)[:, :, 1:])
-    return out
+        regions = targets()[tracer_named(tracer).default_target].regions
+        weights = np.stack([class_weights(regions, volumes) for volumes in people.volumes.numpy()])
+        truth, draws = people.means[:, place].double().numpy(), np.stack(drawn).astype(float)
+        of_target[tracer], spread[tracer] = target_and_rest(truth[:, 1:], draws[:, :, 1:], weights[:, 1:])
+    return spread, of_target
 
 
 @dataclass(frozen=True)
@@ -136,7 +183,7 @@ def evaluate(
 
     Figures: mean absolute error and bias of regional SUVR (mean over draws), the error of the mean over all cases as a
     predictor, cortical SUVR of negative and positive cases, true and synthetic, voxel correlation in the brain. Tracers
-    that no case was scanned with are left out.
+    that no case was scanned with are left out. Recipes with sources are given all other scans of a case.
     """
     from bids_petsynth.simulation.uptake import reference_mask
 
@@ -147,7 +194,8 @@ def evaluate(
         if not scanned:
             continue
         for number, case in enumerate(scanned):
-            volumes = synthesizer.sample(case.t1w[None], case.labels[None], case.record, tracer, n_draws, number)
+            inputs = case.t1w[None], case.labels[None], case.record, tracer, n_draws, number, case.images
+            volumes = synthesizer.sample(*inputs)
             reference = reference_mask(case.measured[None], tracer, voxel_size)[0].numpy()
             # as participant does; a draw without uptake there stays as it is
             scale = volumes[:, reference].mean(1) if reference.any() else np.ones(n_draws)

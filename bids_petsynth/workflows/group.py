@@ -281,9 +281,10 @@ def held_out_figures(folder: Path | None, cohort: Cohort) -> pd.DataFrame:
     if head is None:
         return pd.DataFrame()
     rows = []
-    for tracer, model, mean, bias, *_ in cells[head + 1 :]:
-        if tracer not in about["tracers"]:
+    for row in cells[head + 1 :]:
+        if row[0] not in about["tracers"]:  # another table
             break
+        tracer, model, mean, bias, *_ = row
         rows.append({"tracer": tracer, "mae": float(model), "mae_of_mean": float(mean), "bias": float(bias)})
     return pd.DataFrame(rows)
 

@@ -1,0 +1,65 @@
+"""Calibrating the draws of a model folder anew: ``python -m bids_petsynth.training.calibration ARRAYS MODEL``.
+
+The spread factors (:mod:`bids_petsynth.training.validation`) are those that a training on ARRAYS ends with; nothing is
+trained. They replace the model's own, in its card too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from bids_petsynth.errors import UsageError
+from bids_petsynth.models.folder import calibration_text, put_files
+from bids_petsynth.models.synthesizer import Synthesizer
+from bids_petsynth.training.card import SPREAD_TITLE, spread_section
+from bids_petsynth.training.ground import Ground
+from bids_petsynth.training.simulated import SimulatedGround
+from bids_petsynth.training.validation import regional_spread
+
+
+def recalibrate(folder: Path, model: Synthesizer, ground: Ground) -> tuple[dict[str, float], dict[str, float]]:
+    """Put the factors of a model with a regional part, on the ground's held-out people, into its folder.
+
+    Returns
+    -------
+    tuple of dict
+        ``spread`` and ``target_spread``, see :class:`bids_petsynth.models.folder.Model`.
+
+    Raises
+    ------
+    UsageError
+        If the model has no regional part.
+    """
+    if model.regional is None:
+        raise UsageError(f"The model {folder} has no regional part; its draws are calibrated when it is trained.")
+    spread, of_target = regional_spread(model, ground.held_people())
+    card, section = model.model.card, spread_section(spread, of_target)
+    if SPREAD_TITLE in card:
+        card = re.sub(rf"{SPREAD_TITLE}\n.*?(?=\n\n## |\Z)", lambda _: section, card, flags=re.DOTALL)
+    else:
+        card = f"{card.rstrip()}\n\n{section}\n"
+    files = {"calibration.json": calibration_text(spread, of_target), "MODEL_CARD.md": card}
+    put_files(folder, {name: text.encode() for name, text in files.items()})
+    return spread, of_target
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("arrays", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(argv)
+    model = Synthesizer.load(args.model, args.device)
+    for name, factors in zip(
+        ("regions", "target"),
+        recalibrate(args.model, model, SimulatedGround(args.arrays, model.model.recipe)),
+        strict=True,
+    ):
+        print(name, ", ".join(f"{tracer} {factor:.3f}" for tracer, factor in factors.items()))
+
+
+if __name__ == "__main__":
+    main()
