@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bids_petsynth.cli.main import main as command
 from bids_petsynth.bids.sink import tsv_text
+from bids_petsynth.cli.main import main as command
 
 #: Columns of ``…_suvr.tsv`` and ``…_measures.tsv`` that are in SUVR.
 SUVR = ("suvr", "low80", "high80", "low95", "high95", "target_suvr", "target_suvr_low95", "target_suvr_high95")
