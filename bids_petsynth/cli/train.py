@@ -29,7 +29,10 @@ from bids_petsynth.cli.common import (
 from bids_petsynth.errors import UsageError
 
 if TYPE_CHECKING:
+    from bids_petsynth.bids.pets import Pair
+    from bids_petsynth.models.recipe import Recipe
     from bids_petsynth.training.real import Stored
+    from bids_petsynth.types import Case
 
 #: Participants with usable pairs below which nothing is trained; people to train on below which a tracer is left out.
 LEAST_PEOPLE, LEAST_OF_TRACER = 4, 2
@@ -104,24 +107,16 @@ def run(arguments: argparse.Namespace) -> int:
     window = pet_window(arguments)
     import torch
 
-    from bids_petsynth.bids.others import find_others
-    from bids_petsynth.bids.pets import find_pets, pair, with_others
     from bids_petsynth.bids.sink import check_writable, hash_settings, tsv_text, write_bytes
     from bids_petsynth.clinical.language import TextReader
     from bids_petsynth.models.conditioning import is_pet
     from bids_petsynth.models.folder import load_model
     from bids_petsynth.models.recipe import load_recipe
     from bids_petsynth.models.synthesizer import choose_device
-    from bids_petsynth.pet.tracers import canonical
     from bids_petsynth.reports.training import pairs_page
     from bids_petsynth.training import generator
     from bids_petsynth.training.launch import launch
-    from bids_petsynth.training.site import (
-        Preparation,
-        SiteGround,
-        describe,
-        prepare_together,
-    )
+    from bids_petsynth.training.site import Preparation, SiteGround, describe, prepare_together
 
     torch.set_num_threads(threads)
     start = arguments.init_from
@@ -130,26 +125,15 @@ def run(arguments: argparse.Namespace) -> int:
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
         raise UsageError(f"--name {name!r} is no folder name of letters, digits, dots, dashes and underscores.")
     check_writable(arguments.output_dir)
-    models = arguments.output_dir / "models"
-    folder, working = models / name, models / f"{name}-training"
+    folder = arguments.output_dir / "models" / name
+    working = folder.with_name(f"{name}-training")
     begin = load_model(start) if start else None
     if begin is not None:
         if folder.resolve() == start.resolve():
             raise UsageError(f"The adapted model would replace {start}, which it begins with; give it another --name.")
         generator.check_start(recipe, begin, start)
     bids_dir = arguments.bids_dir.resolve()
-    cases = find_requested(arguments, bids_dir, {})
-    filters = filters_of(arguments)
-    chosen = arguments.participant_label, arguments.session_label, filters
-    cases = with_others(cases, find_others(bids_dir, recipe.conditioning.sources, *chosen), arguments.max_gap)
-    pets = find_pets(
-        bids_dir,
-        *chosen,
-        derivative_folders(arguments.derivatives),
-        canonical,
-    )
-    tracers = _tracers(arguments.tracer, [pet.tracer for pet in pets])
-    pairs = pair(cases, [pet for pet in pets if pet.tracer in tracers], arguments.max_gap)
+    cases, pairs, tracers = _paired(arguments, bids_dir, recipe)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -216,14 +200,33 @@ def run(arguments: argparse.Namespace) -> int:
     generator.train(ground, recipe, run)
     if not first:
         return 0
-    fresh = models / f".{name}.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(working / "model", fresh)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.replace(folder)
+    _put_in_place(working / "model", folder)
     left = sum(row["status"] != "used" for row in rows)
     print(f"Model {folder} written ({len(rows) - left} scans used, {left} left out); read its MODEL_CARD.md.")
     return 0
+
+
+def _paired(arguments: argparse.Namespace, bids_dir: Path, recipe: Recipe) -> tuple[list[Case], list[Pair], list[str]]:
+    """The requested T1w, with the recipe's other modalities; each PET with its T1w; the tracers to train on."""
+    from bids_petsynth.bids.others import find_others
+    from bids_petsynth.bids.pets import find_pets, pair, with_others
+    from bids_petsynth.pet.tracers import canonical
+
+    cases = find_requested(arguments, bids_dir, {})
+    chosen = arguments.participant_label, arguments.session_label, filters_of(arguments)
+    cases = with_others(cases, find_others(bids_dir, recipe.conditioning.sources, *chosen), arguments.max_gap)
+    pets = find_pets(bids_dir, *chosen, derivative_folders(arguments.derivatives), canonical)
+    tracers = _tracers(arguments.tracer, [pet.tracer for pet in pets])
+    return cases, pair(cases, [pet for pet in pets if pet.tracer in tracers], arguments.max_gap), tracers
+
+
+def _put_in_place(made: Path, folder: Path) -> None:
+    """Copy a finished model to where it is looked for, in place of an earlier one."""
+    fresh = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(made, fresh)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.replace(folder)
 
 
 def split_with_tracers(
