@@ -233,7 +233,8 @@ def test_planted_bias_error_and_status_come_back(tmp_path, monkeypatch):
     with_real(monkeypatch, error=5.0)
     bids, out = write(tmp_path, people(40))
     assert run(bids, out) == 0
-    check_page(out)
+    seen = check_page(out).seen
+    assert "MAE brain" in seen and "mae_brain" not in seen  # figures are named in words
     row = table(out, "global").query("method == 'synthetic PET' and figure == 'Centiloid'").iloc[0]
     assert row["bias"] == pytest.approx(-5, abs=1.5) and row["bias_low"] < -5 < row["bias_high"]
     assert row["loa_high"] - row["loa_low"] == pytest.approx(2 * 1.96 * 3, rel=0.3)

@@ -194,22 +194,26 @@ def _shown_table(table: Table, reports: Mapping[str, Path]) -> dict[str, Any]:
         "rows": rows,
         "more": more,
         "filters": [
-            {"label": name.replace("_", " "), "index": columns.index(name), "options": _options(cut[name])}
+            {"label": name.replace("_", " "), "index": columns.index(name), "options": _options(name, cut[name])}
             for name in table.filters
             if name in columns
         ],
     }
 
 
-def _options(values: pd.Series) -> list[str]:
-    return sorted({str(value) or "n/a" for value in values})
+def _options(column: str, values: pd.Series) -> list[str]:
+    return sorted({_shown_cell(column, value, {})["text"] for value in values})
+
+
+def _words(name: str) -> str:
+    """A column's or figure's name as words: ``ms_ssim_fov`` is "MS SSIM field of view"."""
+    return " ".join(_SPELLING.get(word, word) for word in name.split("_"))
 
 
 def _heading(table: str, column: str, interval: bool) -> dict[str, str]:
     about = about_column(table, column)
     units = f" ({about['Units']})" if about.get("Units") and about["Units"] != "unitless" else ""
-    words = (_SPELLING.get(word, word) for word in column.split("_"))
-    label = " ".join(words) + (" [95 %]" if interval else "")
+    label = _words(column) + (" [95 %]" if interval else "")
     return {"label": label, "description": about.get("Description", "") + units}
 
 
@@ -222,6 +226,7 @@ def _shown_cell(column: str, value: Any, reports: Mapping[str, Path]) -> dict[st
         text = "n/a" if number is None else _number(number)
     else:
         text = "n/a" if value is None or value is pd.NaT or value == "" else str(value)
+    text = _words(text) if column == "figure" else text
     link = quote(reports[value].as_posix()) if column == "participant_id" and value in reports else ""
     return {"text": text, "number": number, "link": link}
 
