@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bids_petsynth.models.networks.layers import CONVOLUTION
+from bids_petsynth.models.recipe_checks import HEADS
 
 
 class SourceFusion(nn.Module):
@@ -32,7 +33,7 @@ class SourceFusion(nn.Module):
         A divisor of ``width``.
     """
 
-    def __init__(self, sources: int, channels: int, width: int, embedding: int, *, dims: int = 3, heads: int = 4):
+    def __init__(self, sources: int, channels: int, width: int, embedding: int, *, dims: int = 3, heads: int = HEADS):
         super().__init__()
         if heads < 1 or width % heads:
             raise ValueError(f"a width of {width} cannot be shared by {heads} heads; choose a divisor")

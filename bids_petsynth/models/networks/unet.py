@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bids_petsynth.models.networks.attention import AttentionGate, CrossAttention, LinearAttention, SelfAttention
 from bids_petsynth.models.networks.layers import CONVOLUTION, TRANSPOSED, zeroed
+from bids_petsynth.models.recipe_checks import HEADS
 
 #: Levels, counted from the coarsest, at which a text is read.
 READING_LEVELS = 2
@@ -105,7 +106,7 @@ class UNet(nn.Module):
         gates: bool = False,
         spatial: bool = False,
         clinical: int = 0,
-        heads: int = 4,
+        heads: int = HEADS,
     ):
         super().__init__()
         conv, transposed = CONVOLUTION[dims], TRANSPOSED[dims]
