@@ -31,6 +31,7 @@ from bids_petsynth.anatomy.alignment import template_grid
 from bids_petsynth.anatomy.regions import lookup
 from bids_petsynth.clinical.language import TextOptions, TextReader
 from bids_petsynth.clinical.llm import Endpoint
+from bids_petsynth.errors import InputError
 from bids_petsynth.evaluation.image import image_figures
 from bids_petsynth.evaluation.regional import correlation
 from bids_petsynth.evaluation.statistics import bootstrap
@@ -247,8 +248,11 @@ def run(arguments: argparse.Namespace) -> None:
             "parameters": parameters_in_millions(model.denoiser),
             "tflop": operations(engine, cases[0]),
             "peak_gib": held,
-            "people": evaluate(engine, variant, cases, arguments.draws),
         }
+        try:
+            about["people"] = evaluate(engine, variant, cases, arguments.draws)
+        except InputError as error:  # too little training for an image with anything in it
+            about |= {"people": [], "failed": str(error)}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "people.json").write_text(json.dumps(about))
         print(line(about), flush=True)
@@ -263,6 +267,8 @@ HEADER = (
 def line(found: Mapping) -> str:
     """A row of the table."""
     rows = found["people"]
+    if not rows:
+        return f"| {found['variant']} | no image that can be measured: {found['failed']} |" + " |" * 13
     heads = np.array([row["head"] for row in rows])
 
     def of(name: str) -> np.ndarray:

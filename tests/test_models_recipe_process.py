@@ -11,6 +11,7 @@ import torch
 from bids_petsynth.errors import ModelError
 from bids_petsynth.models.diffusion import target_of
 from bids_petsynth.models.process import (
+    centred,
     euler,
     flow_loss,
     guided,
@@ -60,6 +61,25 @@ def test_heun_converges_to_mean_and_spread_at_second_order():
         errors.append(abs(sd - SD))
     assert errors[0] < 0.006
     assert errors[2] < errors[1] / 2.5 < errors[0] / 2.5**2 * 1.6
+
+
+def test_centred_noise_is_standard_normal_in_each_draw_and_correlated_as_said():
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.stack([centred(torch.randn(4, generator=rng)) for _ in range(20_000)])
+    torch.testing.assert_close(noise.mean(1), torch.zeros(20_000), atol=1e-6, rtol=0)
+    expected = torch.full((4, 4), -1 / 3).fill_diagonal_(1.0)
+    torch.testing.assert_close(torch.cov(noise.T), expected, atol=0.03, rtol=0)
+    one = torch.randn(1, 3, generator=rng)
+    assert torch.equal(centred(one), one)
+
+
+def test_a_few_draws_from_centred_noise_have_the_exact_mean():
+    noise = torch.randn(4, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    grid = shifted_grid(32, 1.5)
+    means = [heun(oracle, x, grid).mean(0) for x in (noise, centred(noise))]
+    assert (means[1] - MEAN).abs().max() < 0.005
+    # independent ones are off by SD / √4 on average
+    assert (means[0] - MEAN).square().mean().sqrt().item() == pytest.approx(SD / 2, rel=0.3)
 
 
 def test_oracle_is_the_regression_of_the_training_target():

@@ -6,6 +6,7 @@ Convention: ``x_t = (1 − t) x_0 + t ε`` with data at t = 0 and standard norma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -54,6 +55,16 @@ def heun(velocity: Velocity, x: Tensor, grid: Tensor) -> Tensor:
         first = velocity(x, t)
         x = x + step / 2 * (first + velocity(x + step * first, after))
     return x
+
+
+def centred(noise: Tensor) -> Tensor:
+    """Standard normal noise ``(M, …)`` of M draws, moved and scaled so that its mean over the draws is 0.
+
+    Each draw's own noise stays standard normal; two draws' have a correlation of −1/(M − 1). What a sampler makes of
+    them is nearly linear in them, so the mean of a few draws comes close to that of many. One draw stays as it is.
+    """
+    m = len(noise)
+    return noise if m < 2 else (noise - noise.mean(0)) * math.sqrt(m / (m - 1))
 
 
 SOLVERS: dict[str, Callable[[Velocity, Tensor, Tensor], Tensor]] = {"euler": euler, "heun": heun}

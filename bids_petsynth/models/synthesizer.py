@@ -26,7 +26,7 @@ from bids_petsynth.models.conditioning import (
 )
 from bids_petsynth.models.denoiser import Sources
 from bids_petsynth.models.folder import Model, load_model
-from bids_petsynth.models.process import guided
+from bids_petsynth.models.process import centred, guided
 from bids_petsynth.models.processes import build_process
 from bids_petsynth.models.recipe import Recipe
 from bids_petsynth.models.regional import Condition, along, label_volumes, representative
@@ -278,12 +278,13 @@ class Synthesizer:
         with fast_autocast(self.device):
             sources = self.denoiser.settled(self.denoiser.prepare(t1w.to(self.device), labels.to(self.device), *scans))
         mean, sd = self.model.scale([tracer], self.device)
+        noise = torch.randn((n, recipe.latent_channels, *recipe.latent_shape), generator=rng)
+        if means is not None:  # as representative() does for the regional means
+            noise = centred(noise)
         for first in range(0, n, TOGETHER):
             some = slice(first, min(n, first + TOGETHER))
-            shape = (some.stop - first, recipe.latent_channels, *recipe.latent_shape)
-            noise = torch.randn(shape, generator=rng).to(self.device)
             painted = None if means is None else self.denoiser.paint(means[some], sources)
-            latents = self._drawn(noise, sources, condition, painted, rng) * sd + mean
+            latents = self._drawn(noise[some].to(self.device), sources, condition, painted, rng) * sd + mean
             if painted is not None:
                 rest = sources.painting.without_means(unfold(latents, recipe.fold)[:, 0])
                 latents = painted + fold(rest[:, None], recipe.fold)
