@@ -28,6 +28,7 @@ from bids_petsynth.models.synthesizer import built_in
 from bids_petsynth.pet.quantification import normalise, quantify
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.reports.boilerplate import bibliography, methods
+from bids_petsynth.reports.citation import facts_of, methods_of
 from bids_petsynth.reports.content import Pet, Scan, read_participant
 from bids_petsynth.reports.participant import LIMIT, write_report
 from bids_petsynth.settings import Settings
@@ -245,6 +246,10 @@ def test_methods_name_only_what_ran(out, tmp_path, capsys):
     capsys.readouterr()
 
 
+#: Recipes without chance, whose one image has no interval.
+DIRECT = ("regression", "attention-unet")
+
+
 @pytest.mark.parametrize(
     ("name", "given", "said", "unsaid"),
     [
@@ -292,6 +297,24 @@ def test_methods_tell_what_a_recipe_is_given_and_how_it_draws(name, given, said,
     assert said in text
     assert not [word for word in unsaid if word in text]
     assert set(re.findall(r"@(\w+)", text)) <= {reference.key for reference in found.references}
+    # the last two sentences are of intervals, which rest on what the recipe draws
+    rest = [words for words in ("256 regional draws", "spread of the draws") if words in found.markdown]
+    assert rest == (["256 regional draws"] if name == "petsynth" else [] if name in DIRECT else ["spread of the draws"])
+
+
+def test_methods_tell_of_a_synthetic_t1w_beside_pet_and_alone():
+    model = replace(description_of(None), recipe=load_recipe("acadiff"), regional=None)
+    about = synthesis_metadata(synthesis_of(model, 0, 8, "T1w", ("FDG",)), ClinicalRecord({}), ["age"])
+    scan = Scan(Case("01", None, None), None, None, None, {"BiasCorrection": "N4"}, [], {}, drawn_about=about)
+    alone = methods([scan]).markdown
+    assert "A T1w was synthesised, not measured, with the model acadiff" in alone
+    assert "the person's real FDG PET, the modality to be drawn, clinical values" in alone
+    assert "Quantification" not in alone and "  " not in alone
+    pet = Pet(tracer_named("AV45"), Path(), Path(), about, (), {"target": "amyloid_cortex"})
+    both = methods([replace(scan, pets=[pet])])
+    assert "PET of AV45 and a T1w were synthesised" in both.markdown
+    # through the facts that logs/CITATION.json keeps
+    assert methods_of(facts_of(replace(scan, pets=[pet]))).markdown == both.markdown
 
 
 def test_every_cited_key_exists_and_every_tracer_can_be_shown():

@@ -72,15 +72,17 @@ def methods(scans: Sequence[Scan]) -> Methods | None:
     """What ran for these scans; None if nothing did."""
     abouts = [scan.about for scan in scans if scan.about]
     pets = [pet for scan in scans for pet in scan.pets]
-    if not abouts or not pets:
+    made = [(pet.tracer.name, pet.about) for pet in pets]
+    made += [("T1w", scan.drawn_about) for scan in scans if scan.drawn_about]
+    if not abouts or not made:
         return None
-    runs = [*abouts, *(pet.about for pet in pets)]
+    runs = [*abouts, *(about for _, about in made)]
     text = render(
         "methods.md",
-        demonstration=any(pet.about.get("DemonstrationModel") for pet in pets),
+        demonstration=any(about.get("DemonstrationModel") for _, about in made),
         corrections=sorted({str(about.get("BiasCorrection", "N4")) for about in abouts}),
         spaces=sorted({space for pet in pets for space in pet.spaces}),
-        models=_models(pets, (software := _versions(runs))["monai"]),
+        models=_models(made, (software := _versions(runs))["monai"]),
         tracers=_tracers(pets),
         software=software,
     )
@@ -106,11 +108,11 @@ def _keys(text: str) -> list[str]:
     return re.findall(r"@(\w+)", text)
 
 
-def _models(pets: Iterable[Pet], monai: str) -> list[dict[str, Any]]:
-    """Every way in which PET was made, with the tracers that were made so."""
+def _models(made: Iterable[tuple[str, Mapping[str, Any]]], monai: str) -> list[dict[str, Any]]:
+    """Every way in which images were made, from the tracer (or "T1w") and sidecar of each."""
     found: dict[str, dict[str, Any]] = {}
-    for pet in pets:
-        model, sampler = pet.about["Model"], pet.about["Sampler"]
+    for target, about in made:
+        model, sampler = about["Model"], about["Sampler"]
         key = json.dumps([model, sampler])
         entry = found.setdefault(
             key,
@@ -118,22 +120,24 @@ def _models(pets: Iterable[Pet], monai: str) -> list[dict[str, Any]]:
                 "name": model["Name"],
                 "version": model["Version"],
                 "sha": str(model["WeightsSHA256"])[:12],
-                "demonstration": bool(pet.about.get("DemonstrationModel")),
+                "demonstration": bool(about.get("DemonstrationModel")),
                 "process": process_words(model, monai),
-                "inputs": input_words(model),
                 "regional": str(model.get("Process", "")).startswith("regional flow"),
                 "alike": model.get("Process", "") == "direct",
                 "sampler": sampler_words(sampler),
                 "seed": sampler["Seed"],
                 "draws": sampler["Draws"],
-                "tracers": set(),
+                "about": model,
+                "targets": set(),
                 "variables": set(),
             },
         )
-        entry["tracers"].add(pet.tracer.name)
-        entry["variables"] |= set(pet.conditioning)
+        entry["targets"].add(target)
+        entry["variables"] |= set(about.get("Conditioning", {}))
     return [
-        entry | {"tracers": sorted(entry["tracers"]), "variables": sorted(entry["variables"])}
+        entry
+        | {"tracers": sorted(entry["targets"] - {"T1w"}), "variables": sorted(entry["variables"])}
+        | {"t1w": "T1w" in entry["targets"], "inputs": input_words(entry["about"], entry["targets"])}
         for _, entry in sorted(found.items())
     ]
 

@@ -7,6 +7,7 @@ once, and which participants have it: a run then reads its own participants and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def write_citation(out_dir: Path, anew: bool) -> None:
     bring_up_to_date(
         path,
         sources=sources,
-        read=lambda label: [facts_of(scan, pet) for scan in read_participant(out_dir, label) for pet in scan.pets],
+        read=lambda label: [facts for scan in read_participant(out_dir, label) for facts in facts_of(scan)],
         load=_load,
         text_of=_text,
         anew=anew,
@@ -62,16 +63,22 @@ def write_methods(out_dir: Path, found: Methods) -> None:
         write_bytes(out_dir / output_path("citation", extension=extension), text.encode())
 
 
-def facts_of(scan: Scan, pet: Pet) -> Facts:
-    """What the methods text depends on of one tracer of a scan; no value of a person is among it."""
+def facts_of(scan: Scan) -> list[Facts]:
+    """What the methods text depends on, of each image drawn for a scan; no value of a person is among it."""
+    found = [
+        _of_image(scan, pet.tracer.name, pet.about)
+        | {"Target": pet.measures.get("target", ""), "Centiloid": dict(pet.centiloid), "Spaces": list(pet.spaces)}
+        for pet in scan.pets
+    ]
+    return found + ([_of_image(scan, "T1w", scan.drawn_about)] if scan.drawn_about else [])
+
+
+def _of_image(scan: Scan, target: str, about: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "Tracer": pet.tracer.name,
+        "Tracer": target,
         "Anatomy": {key: scan.about[key] for key in _OF_ANATOMY if key in scan.about},
-        "PET": {key: pet.about[key] for key in _OF_PET if key in pet.about},
-        "Variables": sorted(pet.conditioning),
-        "Target": pet.measures.get("target", ""),
-        "Centiloid": dict(pet.centiloid),
-        "Spaces": list(pet.spaces),
+        "PET": {key: about[key] for key in _OF_PET if key in about},
+        "Variables": sorted(about.get("Conditioning", {})),
     }
 
 
@@ -80,6 +87,10 @@ def methods_of(all_facts: Sequence[Facts]) -> Methods | None:
     nowhere, scans = Path(), []
     for facts in {hash_settings(facts): facts for facts in all_facts}.values():
         about = {**facts["PET"], "Conditioning": {name: {} for name in facts["Variables"]}}
+        scan = Scan(Case("any", None, None), None, None, None, facts["Anatomy"], (), {})
+        if facts["Tracer"] == "T1w":
+            scans.append(replace(scan, drawn_about=about))
+            continue
         pet = Pet(
             tracer=tracer_named(facts["Tracer"]),
             mean=nowhere,
@@ -90,7 +101,7 @@ def methods_of(all_facts: Sequence[Facts]) -> Methods | None:
             centiloid=facts["Centiloid"],
             spaces=facts["Spaces"],
         )
-        scans.append(Scan(Case("any", None, None), None, None, None, facts["Anatomy"], [pet], {}))
+        scans.append(replace(scan, pets=[pet]))
     return methods(scans)
 
 

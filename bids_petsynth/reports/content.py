@@ -75,8 +75,8 @@ class Scan:
         Tracer (empty: the scan as a whole) → the sentence of status.tsv.
     classes, classifier
         Rows of a classifier's probabilities and their sidecar; empty where none was applied.
-    drawn_t1w
-        Mean of a synthetic T1w on the model grid, if one was drawn.
+    drawn_t1w, drawn_about
+        Mean of a synthetic T1w on the model grid, if one was drawn, and its sidecar.
     """
 
     case: Case
@@ -89,6 +89,7 @@ class Scan:
     classes: Sequence[Row] = ()
     classifier: Mapping[str, Any] = field(default_factory=dict)
     drawn_t1w: Path | None = None
+    drawn_about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -157,7 +158,8 @@ def _read_scan(out_dir: Path, participant: str, session: str | None, notes: Sequ
     means = sorted((out_dir / output_path("regions", case, tracer="x")).parent.glob(f"{case.label}_trc-*Mean_pet.json"))
     here = [path for path in means if entities_of(path).get("space") == "T1w" and whole]
     pets = [_read_pet(out_dir, case, path, means) for path in here if entities_of(path)["trc"] not in failures]
-    drawn = sorted(dseg.parent.glob(f"{case.label}_space-T1w_res-*_desc-synthMean_T1w.json")) if whole else []
+    drawn = sorted(dseg.parent.glob(f"{case.label}_space-T1w_res-*_desc-synthMean_T1w.json"))
+    drawn = drawn if whole and "T1w" not in failures else []
     classes = out_dir / output_path("classes", case)
     classifier = _json(sidecar_path(classes)) if whole and classes.is_file() else {}
     return Scan(
@@ -170,7 +172,8 @@ def _read_scan(out_dir: Path, participant: str, session: str | None, notes: Sequ
         failures=failures,
         classes=read_tsv(classes)[0] if classifier else (),
         classifier=classifier,
-        drawn_t1w=drawn[0].with_suffix(".nii.gz") if drawn and "T1w" not in failures else None,
+        drawn_t1w=drawn[0].with_suffix(".nii.gz") if drawn else None,
+        drawn_about=_json(drawn[0]) if drawn else {},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 #: What of the sampler is said, by its name.
@@ -58,8 +58,8 @@ def process_words(model: Mapping[str, Any], monai: str) -> str:
     return text
 
 
-def input_words(model: Mapping[str, Any]) -> str:
-    """What the network was given beside the noise."""
+def input_words(model: Mapping[str, Any], targets: Collection[str]) -> str:
+    """What the network was given beside the noise, to draw these tracers or "T1w"."""
     names = list(model.get("Inputs", _USUAL))
     if str(model.get("Process", "")).startswith("regional flow"):
         # the record is the regional flow's, as is said of the process
@@ -68,7 +68,8 @@ def input_words(model: Mapping[str, Any]) -> str:
         _INPUTS.get(name, f"the person's real {name}" if name.endswith(" PET") else f"the {name}") for name in names
     ]
     images = [word for word, name in zip(words, names, strict=True) if name not in ("clinical values", "text")]
-    return listed([*images, "the tracer", *words[len(images) :]])
+    wanted = "the modality to be drawn" if "T1w" in targets else "the tracer"
+    return listed([*images, wanted, *words[len(images) :]])
 
 
 def sampler_words(sampler: Mapping[str, Any]) -> str:

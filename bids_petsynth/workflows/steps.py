@@ -281,6 +281,7 @@ def planned_citation(settings: Settings) -> None:
         if is_pet(tracer)
     ]
     anatomy = {"BiasCorrection": bias_correction(bool(settings.derivatives)), **run}
-    found = methods([Scan(case, None, None, None, anatomy, pets, {})])
+    drawn = abouts["T1w"] | run if "T1w" in abouts else {}
+    found = methods([Scan(case, None, None, None, anatomy, pets, {}, drawn_about=drawn)])
     if found:
         write_methods(settings.out_dir, found)
