@@ -268,7 +268,7 @@ def line(found: Mapping) -> str:
     """A row of the table."""
     rows = found["people"]
     if not rows:
-        return f"| {found['variant']} | no image that can be measured: {found['failed']} |" + " |" * 13
+        return f"| {found['variant']} | no image: {found['failed'].split(',')[0]} |" + " |" * 13
     heads = np.array([row["head"] for row in rows])
 
     def of(name: str) -> np.ndarray:
