@@ -3,9 +3,9 @@
     python benchmarks/group_scale.py DATASET DERIVATIVES OUT [--people 1000]
 
 DATASET with simulated PET (``simulate``) and DERIVATIVES that ``participant`` made of it are multiplied: each person
-takes one's images (hard links) and their tables times a factor of their own, and their PET counts as PETPrep's. So the
-time is that of tables, comparison and report, not of bringing raw PET onto the T1w. OUT keeps both; a second call
-measures a rerun.
+takes one's images (hard links), the SUVR and Centiloid of their tables times a factor of their own (probabilities
+stay), and their PET counts as PETPrep's. So the time is that of tables, comparison and report, not of bringing raw
+PET onto the T1w. OUT keeps both; a second call measures a rerun.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from bids_petsynth.bids.naming import entities_of
 from bids_petsynth.bids.sink import tsv_text
 from bids_petsynth.cli.main import main as command
+from bids_petsynth.pet.tracers import centiloid_equation
 
-#: Columns of ``…_suvr.tsv`` and ``…_measures.tsv`` that are in SUVR.
-SUVR = ("suvr", "low80", "high80", "low95", "high95", "target_suvr", "target_suvr_low95", "target_suvr_high95")
+#: Columns of ``…_suvr.tsv`` and ``…_measures.tsv`` that are in SUVR, and those in Centiloid.
+SUVR = ("suvr", "sd", "low80", "high80", "low95", "high95")
+SUVR += ("target_suvr", "target_suvr_sd", "target_suvr_low95", "target_suvr_high95")
+CENTILOID = ("centiloid_approximate", "centiloid_low95", "centiloid_high95")
 
 
 def copied(source: Path, target: Path, old: str, new: str, factor: float) -> None:
@@ -37,6 +41,9 @@ def copied(source: Path, target: Path, old: str, new: str, factor: float) -> Non
         elif path.name.endswith(("suvr.tsv", "measures.tsv")):
             frame = pd.read_csv(path, sep="\t", keep_default_na=False, na_values=["n/a"])
             frame[[c for c in SUVR if c in frame]] *= factor
+            if equation := centiloid_equation(entities_of(path)["trc"]):
+                columns = [c for c in CENTILOID if c in frame]
+                frame[columns] = equation.intercept + factor * (frame[columns] - equation.intercept)
             place.write_text(tsv_text(frame.to_dict("records")))
         else:
             place.write_text(path.read_text().replace(old, new))
@@ -80,9 +87,14 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out
     if not out.is_dir():
-        multiplied(arguments.dataset, arguments.derivatives, out, arguments.people)
+        part = out.with_name(f"{out.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        multiplied(arguments.dataset, arguments.derivatives, part, arguments.people)
+        part.replace(out)
     wall, cpu = time.monotonic(), time.process_time()
-    command([str(out / "bids"), str(out / "out"), "group", "-d", f"petprep={out / 'petprep'}"])
+    code = command([str(out / "bids"), str(out / "out"), "group", "-d", f"petprep={out / 'petprep'}"])
+    if code:
+        raise SystemExit(f"group ended with code {code}: nothing was measured.")
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = time.process_time() - cpu + children.ru_utime + children.ru_stime
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20

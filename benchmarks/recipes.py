@@ -141,35 +141,43 @@ def given_to(variant: Variant, recipe: Recipe, case: TrainingCase, number: int) 
 
 
 def evaluate(engine: Synthesizer, variant: Variant, cases: Sequence[TrainingCase], draws: int) -> list[dict]:
-    """A row of figures and regional values for each person."""
+    """A row of figures and regional values for each person whose draws can be measured."""
+    rows = []
+    for number, case in enumerate(cases):
+        try:
+            rows.append(person(engine, variant, case, number, draws))
+        except InputError as error:  # after too little training an image may hold nothing
+            print(f"person {number}: {error}", flush=True)
+    return rows
+
+
+def person(engine: Synthesizer, variant: Variant, case: TrainingCase, number: int, draws: int) -> dict:
+    """The figures of one person."""
     recipe, spec = engine.model.recipe, tracer_named(TRACER)
     grid = template_grid(tuple(recipe.grid.shape), recipe.grid.voxel_size)
     codes = [code for code, _, _, region in lookup() if region.tissue != "csf"]
-    rows = []
-    for number, case in enumerate(cases):
-        labels = dseg_codes(case.measured.numpy(), grid)
-        record = case.record if variant.plasma else without_plasma(case.record)
-        n = 1 if recipe.draws_alike else draws
-        given = given_to(variant, recipe, case, number)
-        made = engine.sample(case.t1w[None], case.labels[None], record, TRACER, n, number, given)
-        made = engine.calibrated(normalise(made, labels, grid, spec), TRACER)
-        scan = normalise(case.pet[TRACER][None].numpy(), labels, grid, spec)
-        foreseen = engine.foreseen(case.labels[None], labels, record, TRACER, n, number)
-        both = [quantify(v, labels, grid, spec, foreseen=f) for v, f in ((made, foreseen), (scan, None))]
-        values = []
-        for volumes in (made, scan):
-            present, means, _ = region_means(volumes, labels, grid)
-            row = np.full((len(volumes), 256), np.nan)
-            row[:, present] = means
-            values.append(row[:, codes])
-        rows.append(
-            image_figures(made.mean(0), scan[0], labels > 0, spec.display)
-            | {"head": case.head, "regions": values[0].tolist(), "truth": values[1][0].tolist()}
-            | {"centiloid": both[0].centiloid.mean, "true_centiloid": both[1].centiloid.mean}
-            | {"probability": both[0].probability_positive, "target": both[0].target.suvr.mean}
-            | {"true_target": both[1].target.suvr.mean}
-        )
-    return rows
+    labels = dseg_codes(case.measured.numpy(), grid)
+    record = case.record if variant.plasma else without_plasma(case.record)
+    n = 1 if recipe.draws_alike else draws
+    given = given_to(variant, recipe, case, number)
+    made = engine.sample(case.t1w[None], case.labels[None], record, TRACER, n, number, given)
+    made = engine.calibrated(normalise(made, labels, grid, spec), TRACER)
+    scan = normalise(case.pet[TRACER][None].numpy(), labels, grid, spec)
+    foreseen = engine.foreseen(case.labels[None], labels, record, TRACER, n, number)
+    both = [quantify(v, labels, grid, spec, foreseen=f) for v, f in ((made, foreseen), (scan, None))]
+    values = []
+    for volumes in (made, scan):
+        present, means, _ = region_means(volumes, labels, grid)
+        row = np.full((len(volumes), 256), np.nan)
+        row[:, present] = means
+        values.append(row[:, codes])
+    return (
+        image_figures(made.mean(0), scan[0], labels > 0, spec.display)
+        | {"head": case.head, "regions": values[0].tolist(), "truth": values[1][0].tolist()}
+        | {"centiloid": both[0].centiloid.mean, "true_centiloid": both[1].centiloid.mean}
+        | {"probability": both[0].probability_positive, "target": both[0].target.suvr.mean}
+        | {"true_target": both[1].target.suvr.mean}
+    )
 
 
 def operations(engine: Synthesizer, case: TrainingCase) -> float:
@@ -249,10 +257,7 @@ def run(arguments: argparse.Namespace) -> None:
             "tflop": operations(engine, cases[0]),
             "peak_gib": held,
         }
-        try:
-            about["people"] = evaluate(engine, variant, cases, arguments.draws)
-        except InputError as error:  # too little training for an image with anything in it
-            about |= {"people": [], "failed": str(error)}
+        about["people"], about["asked"] = evaluate(engine, variant, cases, arguments.draws), len(cases)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "people.json").write_text(json.dumps(about))
         print(line(about), flush=True)
@@ -268,7 +273,7 @@ def line(found: Mapping) -> str:
     """A row of the table."""
     rows = found["people"]
     if not rows:
-        return f"| {found['variant']} | no image: {found['failed'].split(',')[0]} |" + " |" * 13
+        return f"| {found['variant']} | no image that can be measured |" + " |" * 13
     heads = np.array([row["head"] for row in rows])
 
     def of(name: str) -> np.ndarray:
@@ -300,7 +305,9 @@ def line(found: Mapping) -> str:
         "–" if VARIANTS[found["variant"]].weights else f"{found['all_minutes']:.1f}",
         "–" if VARIANTS[found["variant"]].weights else f"{found['peak_gib']:.1f}",
     ]
-    return f"| {found['variant']} | " + " | ".join(cells) + " |"
+    missed = found.get("asked", len(rows)) - len(rows)
+    name = found["variant"] + (f" ({missed} people's images cannot be measured)" if missed else "")
+    return f"| {name} | " + " | ".join(cells) + " |"
 
 
 def table(arguments: argparse.Namespace) -> None:

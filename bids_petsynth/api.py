@@ -26,7 +26,7 @@ from bids_petsynth.models.sensitivity import moved_by
 from bids_petsynth.models.synthesizer import Synthesizer as Generator
 from bids_petsynth.models.synthesizer import check_tracer, pool_labels
 from bids_petsynth.pet.quantification import Quantification, normalise, quantify, suvr_rows
-from bids_petsynth.pet.tracers import targets
+from bids_petsynth.pet.tracers import target_weights
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.types import Anatomy, Case, ClinicalRecord, TableRow
 
@@ -75,7 +75,9 @@ class SyntheticPET:
     @property
     def std(self) -> np.ndarray:
         """``(X, Y, Z)`` standard deviation over the draws; zero with a single one."""
-        return self.draws.std(0, ddof=1) if len(self.draws) > 1 else np.zeros_like(self.draws[0])
+        # draws that are centred on their expectation do not deviate from a mean of their own
+        ddof = 0 if self.synthesis.centred or len(self.draws) == 1 else 1
+        return self.draws.std(0, ddof=ddof)
 
     @property
     def warnings(self) -> list[str]:
@@ -303,10 +305,8 @@ def sensitivity(
     used = used_variables(record, model.recipe.conditioning.variables)
     known = {name: value for name in used if (value := record.get(name)) is not None}
     volumes = generator.volumes(anatomy)
-    target, reference = (
-        class_weights(names, volumes[0].numpy())
-        for names in (targets()[spec.default_target].regions, spec.reference_regions)
-    )
+    sizes = volumes[0].numpy()
+    target, reference = target_weights(spec, sizes), class_weights(spec.reference_regions, sizes)
     found = moved_by(generator, known, tracer, volumes, target, reference, seed, n)
     return [
         {

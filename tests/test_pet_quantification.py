@@ -199,19 +199,25 @@ def test_few_draws_with_what_was_foreseen_cover_as_promised(count):
         foreseen = 1.2 + width * random.standard_normal((n, len(codes))) - 0.2 * reference
         return foreseen, foreseen + np.where(reference, 0, own * random.standard_normal(foreseen.shape))
 
-    inside, narrow = [], []
+    inside, narrow, rests = [], [], []
     for _ in range(60):
         many, _ = scans(256)
         few = many.mean(0) + (many[:count] - many[:count].mean(0))
-        drawn = few + np.where(reference, 0, 0.03 * random.standard_normal(few.shape))
+        # centred as the image flow's noise is
+        own = random.standard_normal(few.shape)
+        own = (own - own.mean(0)) * np.sqrt(count / (count - 1))
+        drawn = few + np.where(reference, 0, 0.03 * own)
         _, (truth,) = scans(1)
         _, found, _ = possible((codes, drawn, volumes), Foreseen(3 * few, 3 * many), spec)
+        rests.append((found - many)[:, ~reference].std() / 0.03)
         np.testing.assert_allclose(found.mean(0), drawn.mean(0), atol=0.02)
         for samples, kept in ((found, inside), (drawn, narrow)):
             bounds = [predictive(column).interval80 for column in samples[:, ~reference].T]
             kept.extend(
                 (low <= t <= high, high - low) for (low, high), t in zip(bounds, truth[~reference], strict=True)
             )
+    # what only the draws show has its own spread, however few they are
+    assert np.sqrt(np.mean(np.square(rests))) == pytest.approx(1, abs=0.03)
     covered, usual = np.array(inside).mean(0)
     assert covered == pytest.approx(0.8, abs=0.02 + 0.02 * (count == 2))
     # a t-interval of few draws covers too, by being wide

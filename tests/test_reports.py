@@ -298,8 +298,10 @@ def test_methods_tell_what_a_recipe_is_given_and_how_it_draws(name, given, said,
     assert not [word for word in unsaid if word in text]
     assert set(re.findall(r"@(\w+)", text)) <= {reference.key for reference in found.references}
     # the last two sentences are of intervals, which rest on what the recipe draws
-    rest = [words for words in ("256 regional draws", "spread of the draws") if words in found.markdown]
-    assert rest == (["256 regional draws"] if name == "petsynth" else [] if name in DIRECT else ["spread of the draws"])
+    rest = [words for words in ("all of its regional draws", "spread of the draws") if words in found.markdown]
+    assert rest == (
+        ["all of its regional draws"] if name == "petsynth" else [] if name in DIRECT else ["spread of the draws"]
+    )
 
 
 def test_methods_tell_of_a_synthetic_t1w_beside_pet_and_alone():

@@ -122,6 +122,8 @@ def test_scans_that_cannot_be_used_are_told_and_the_others_go_on(site, tiny_reci
         (["--tracer", "AV1451"], "no PET of AV1451; it has AV45"),
         (["--tracer", "nonsense"], "nonsense"),
         (["--name", "a/b"], "no folder name"),
+        (["--name", ".."], "no folder name"),
+        (["--name", "."], "no folder name"),
         (["--recipe", "nothing"], "There is no recipe nothing"),
     ],
 )

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from models_small import small_recipe
+from scipy import stats
 from scipy.ndimage import gaussian_filter
 
 from bids_petsynth.errors import UsageError
 from bids_petsynth.models.folder import calibration_text, load_model, put_files, training_ranges
 from bids_petsynth.training import calibration, pairs
-from bids_petsynth.training.card import SPREAD_TITLE
+from bids_petsynth.training.card import SPREAD_TITLE, spread_section
 from bids_petsynth.training.generator import Run, train
 from bids_petsynth.training.pairs import (
     Heads,
@@ -162,6 +163,23 @@ def test_spread_factor_finds_how_much_too_narrow_the_draws_are(ratio):
     assert spread_factor(truth, draws) == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.parametrize("after", ["", "\n## Training\nLong.\n", "\nA word on them.\n"])
+def test_a_card_gets_new_spread_factors_and_keeps_the_rest(after):
+    old, new = (spread_section({"AV45": factor}, {}, "people") for factor in (1.5, 0.5))
+    card = f"# Card\n\n{old}\n{after}"
+    assert calibration.with_section(card, new) == card.replace("1.50", "0.50")
+    assert calibration.with_section("# Card\n", new) == f"# Card\n\n{new}\n"
+
+
+@pytest.mark.parametrize("n", [20, 60])
+def test_a_factor_of_few_scans_covers_as_promised_on_average(n):
+    rng = np.random.default_rng(n)
+    factors = [spread_factor(rng.standard_normal((n, 1)), rng.standard_normal((n, 256, 1))) for _ in range(400)]
+    covered = 2 * stats.norm.cdf(np.multiply.outer(factors, stats.norm.ppf([0.9, 0.975]))) - 1
+    # two levels in one factor: neither is exact with so few
+    np.testing.assert_allclose(covered.mean(0), [0.8, 0.95], atol=0.02)
+
+
 def test_the_target_and_the_rest_of_the_regions_are_calibrated_apart():
     """Draws whose common part is planted too wide and whose regions' own parts are planted too narrow."""
     rng = np.random.default_rng(1)
@@ -178,6 +196,12 @@ def test_the_target_and_the_rest_of_the_regions_are_calibrated_apart():
     # the line of a region on the target takes the planted common part up; the error holds the mean of m draws too
     assert of_target == pytest.approx(1 / common, rel=0.05) and of_rest == pytest.approx(1 / own, rel=0.05)
     assert target_and_rest(truth[:4], draws[:4], weights[:4]) == (1, 1)
+    few = target_and_rest(truth[:20], draws[:20], weights[:20])
+    assert few[0] == few[1] == spread_factor(truth[:20], draws[:20])
+    # regions outside the target that nobody knows are no matter of the target's
+    unknown = np.where(np.arange(k) >= 15, np.nan, truth)
+    assert target_and_rest(unknown, draws, weights)[0] == pytest.approx(of_target)
+    assert target_and_rest(truth, np.zeros_like(draws), weights) == (1, 1)
     # with a target that is right already, both are what one factor for all would be
     assert target_and_rest(truth, scans(1, 1, (n, m)), weights) == pytest.approx((1, 1), rel=0.05)
 

@@ -41,6 +41,11 @@ class Synthesis:
     network: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
 
+    @property
+    def centred(self) -> bool:
+        """Whether the draws were centred on their expectation: those of models with a regional part are."""
+        return self.process.startswith("regional flow")
+
 
 _KINDS = {
     "mean": "mean over {n} draws",

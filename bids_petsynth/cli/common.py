@@ -172,9 +172,12 @@ def positive(text: str) -> int:
 
 def _width(text: str) -> float:
     """Millimetres above 0."""
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 mm")
+        raise argparse.ArgumentTypeError(f"{text} is no number of millimetres above 0")
     return number
 
 

@@ -122,8 +122,10 @@ def run(arguments: argparse.Namespace) -> int:
     start = arguments.init_from
     recipe = load_recipe(arguments.recipe or (start / "recipe.toml" if start else "petsynth"))
     name = arguments.name or recipe.name
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
-        raise UsageError(f"--name {name!r} is no folder name of letters, digits, dots, dashes and underscores.")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise UsageError(
+            f"--name {name!r} is no folder name of letters, digits, dashes, underscores and, but for the first, dots."
+        )
     check_writable(arguments.output_dir)
     folder = arguments.output_dir / "models" / name
     working = folder.with_name(f"{name}-training")

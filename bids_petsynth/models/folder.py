@@ -175,18 +175,21 @@ def save_model(model: Model, folder: Path) -> None:
 def put_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Put files into a complete model folder, in place of those that it has, and their checksums into ``model.json``.
 
+    Nothing else may use the folder meanwhile.
+
     Raises
     ------
     ModelError
         If the folder is incomplete or damaged.
     """
     about = verified(folder)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-        about["sha256"][name] = hashlib.sha256(content).hexdigest()
-    part = folder / ".model.json.part"
-    part.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    part.replace(folder / "model.json")
+    about["sha256"] |= {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    contents = {**files, "model.json": (json.dumps(about, indent=2) + "\n").encode()}
+    parts = {name: folder / f".{name}.part" for name in contents}
+    for name, content in contents.items():
+        parts[name].write_bytes(content)
+    for name, part in parts.items():  # at once, so that a kill hardly ever falls between
+        part.replace(folder / name)
 
 
 def calibration_text(spread: Mapping[str, float], target_spread: Mapping[str, float]) -> str:

@@ -213,10 +213,12 @@ def along(draws: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 def representative(draws: Tensor, n: int) -> Tensor:
     """``n`` of many draws ``(N, K)``, shifted and scaled together so that their mean and spread are those of all.
 
-    A mean over eight draws alone would miss the expectation by a third of their spread.
+    A mean over eight draws alone would miss the expectation by a third of their spread. The spread is that about this
+    known mean: the sum of squared deviations over ``n``.
     """
     few, mean = draws[:n], draws.mean(0)
     if n == 1:
         return few
     centred = few - few.mean(0)
-    return mean + centred * torch.sqrt(draws.var(0).sum() / centred.var(0).sum().clamp(min=1e-12))
+    of_all, of_few = (part.square().mean(0).sum() for part in (draws - mean, centred))
+    return mean + centred * torch.sqrt(of_all / of_few.clamp(min=1e-12))

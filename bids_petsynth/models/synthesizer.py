@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bids_petsynth.anatomy.regions import class_weights
 from bids_petsynth.clinical.language import TextOptions, TextReader
 from bids_petsynth.devices import fast_autocast
 from bids_petsynth.errors import InputError, UsageError
@@ -30,7 +29,7 @@ from bids_petsynth.models.process import centred, guided
 from bids_petsynth.models.processes import build_process
 from bids_petsynth.models.recipe import Recipe
 from bids_petsynth.models.regional import Condition, along, label_volumes, representative
-from bids_petsynth.pet.tracers import targets
+from bids_petsynth.pet.tracers import target_weights
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.tables import data_path
 from bids_petsynth.types import Anatomy, ClinicalRecord, Foreseen
@@ -340,8 +339,7 @@ class Synthesizer:
         draws = self.regional.sample(n, condition, self.model.recipe.process.guidance, rng)
         if tracer not in self.model.spread:
             return draws
-        regions = targets()[tracer_named(tracer).default_target].regions
-        weights = torch.from_numpy(class_weights(regions, condition.volumes[0].cpu().numpy()))
+        weights = torch.from_numpy(target_weights(tracer_named(tracer), condition.volumes[0].cpu().numpy()))
         common, rest = along(draws, weights.to(draws))
         return draws.mean(0) + self.model.target_spread.get(tracer, 1.0) * common + self.model.spread[tracer] * rest
 

@@ -192,7 +192,8 @@ def possible(region: RegionMeans, foreseen: Foreseen, tracer: Tracer) -> RegionM
     """Regional SUVR of many scans that could have been, from a few drawn ones and what the regional part foresaw.
 
     Each of the many has the mean of the draws, the deviation that was foreseen for it, and what one of the draws
-    deviates from what was foreseen for that one. A single draw stays alone: nothing tells how it deviates.
+    deviates from what was foreseen for that one. The draws are centred on their expectation (``process.centred``), so
+    this has the right spread. A single draw stays alone: nothing tells how it deviates.
     """
     codes, means, volumes = region
     count = len(means)
@@ -200,8 +201,7 @@ def possible(region: RegionMeans, foreseen: Foreseen, tracer: Tracer) -> RegionM
         return region
     few, many = (part / _reference(tracer, (codes, part, volumes))[:, None] for part in (foreseen.few, foreseen.many))
     centre = means.mean(0)
-    # M deviations from their own mean are too small by this
-    rest = (means - centre - (few - few.mean(0))) * math.sqrt(count / (count - 1))
+    rest = means - centre - (few - few.mean(0))
     return codes, centre + many - many.mean(0) + rest[np.arange(len(many)) % count], volumes
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from bids_petsynth.anatomy.regions import codes_of
+from bids_petsynth.anatomy.regions import class_weights, codes_of
 from bids_petsynth.errors import UsageError
 from bids_petsynth.tables import read_table
 
@@ -145,6 +145,11 @@ def _key(name: str) -> str:
     """Spelling without case, punctuation and radionuclide: ``[18F]AV-45`` becomes ``av45``."""
     bare = re.sub(r"[^a-z0-9]", "", name.lower())
     return re.sub(r"^(18f|f18|11c|c11)|(18f|f18|11c|c11)$", "", bare)
+
+
+def target_weights(spec: Tracer, volumes: np.ndarray) -> np.ndarray:
+    """Weights ``(classes,)`` of the label classes in a tracer's default target, from their ``volumes (classes,)``."""
+    return class_weights(targets()[spec.default_target].regions, volumes)
 
 
 @cache

@@ -35,14 +35,18 @@ def recalibrate(folder: Path, model: Synthesizer, ground: Ground) -> tuple[dict[
     if model.regional is None:
         raise UsageError(f"The model {folder} has no regional part; its draws are calibrated when it is trained.")
     spread, of_target = regional_spread(model, ground.held_people())
-    card, section = model.model.card, spread_section(spread, of_target)
-    if SPREAD_TITLE in card:
-        card = re.sub(rf"{SPREAD_TITLE}\n.*?(?=\n\n## |\Z)", lambda _: section, card, flags=re.DOTALL)
-    else:
-        card = f"{card.rstrip()}\n\n{section}\n"
+    section = spread_section(spread, of_target, "simulated people" if ground.demonstration else "people")
+    card = with_section(model.model.card, section)
     files = {"calibration.json": calibration_text(spread, of_target), "MODEL_CARD.md": card}
     put_files(folder, {name: text.encode() for name, text in files.items()})
     return spread, of_target
+
+
+def with_section(card: str, section: str) -> str:
+    """A card with the section on spread factors in place of the one that it has, up to the end of its table."""
+    if SPREAD_TITLE not in card:
+        return f"{card.rstrip()}\n\n{section}\n"
+    return re.sub(rf"{SPREAD_TITLE}\n[^|]*(\|.*(\n|\Z))+", lambda _: f"{section}\n", card)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,6 +57,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
     model = Synthesizer.load(args.model, args.device)
+    if not model.model.demonstration:
+        raise UsageError(
+            f"{args.model} was trained on real PET: simulated people must not calibrate it; train it anew."
+        )
     for name, factors in zip(
         ("regions", "target"),
         recalibrate(args.model, model, SimulatedGround(args.arrays, model.model.recipe)),

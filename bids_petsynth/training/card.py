@@ -11,7 +11,7 @@ from bids_petsynth.models.denoiser import parameters_in_millions
 from bids_petsynth.models.folder import Model
 from bids_petsynth.models.sensitivity import Moved, moved_by
 from bids_petsynth.models.synthesizer import Synthesizer
-from bids_petsynth.pet.tracers import targets
+from bids_petsynth.pet.tracers import target_weights
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training.ground import Ground
 from bids_petsynth.training.regional import RegionalPeople
@@ -28,8 +28,7 @@ def sensitivity_figures(synthesizer: Synthesizer, people: RegionalPeople) -> dic
         moved: list[dict[str, Moved]] = []
         for number, (record, volumes) in enumerate(zip(people.records, people.volumes.split(1), strict=True)):
             sizes = volumes[0].numpy()
-            named = targets()[spec.default_target].regions, spec.reference_regions
-            weights = (class_weights(regions, sizes) for regions in named)
+            weights = target_weights(spec, sizes), class_weights(spec.reference_regions, sizes)
             moved.append(moved_by(synthesizer, record, name, volumes, *weights, seed=number))
         out[name] = {}
         for variable in (spec.name for spec in synthesizer.model.recipe.conditioning.variables):
@@ -85,7 +84,7 @@ Regional SUVR over all regions; the baseline predicts every region's mean over t
 
 {" ".join(filter(None, (ground.figures_note, note)))}
 
-{spread_section(model.spread, model.target_spread)}
+{spread_section(model.spread, model.target_spread, "simulated people" if ground.demonstration else "people")}
 {_sensitivity_table(sensitivity)}
 
 ## Training
@@ -94,13 +93,14 @@ Regional SUVR over all regions; the baseline predicts every region's mean over t
 """
 
 
-def spread_section(spread: Mapping[str, float], target_spread: Mapping[str, float]) -> str:
+def spread_section(spread: Mapping[str, float], target_spread: Mapping[str, float], people: str) -> str:
     """The card's section on :attr:`Model.spread` and :attr:`Model.target_spread`; a last line without its end."""
     rows = [f"| {name} | {factor:.2f} | {target_spread.get(name, factor):.2f} |" for name, factor in spread.items()]
     return f"""{SPREAD_TITLE}
-Factors on the deviations of the draws from their mean, by which intervals cover what they say on held-out people:
+Factors on the deviations of the draws from their mean, by which intervals cover what they say on held-out {people}
+(draws made as those of the figures were):
 
-| tracer | regions | target, Centiloid |
+| tracer | regions | target |
 |---|---|---|
 {chr(10).join(rows)}"""
 

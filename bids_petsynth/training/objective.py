@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from bids_petsynth.anatomy.regions import class_weights, n_classes
+from bids_petsynth.anatomy.regions import n_classes
 from bids_petsynth.clinical.language import TextReader
 from bids_petsynth.devices import fast_autocast
 from bids_petsynth.folding import unfold
@@ -20,7 +20,7 @@ from bids_petsynth.models.denoiser import Denoiser, DualDenoiser, Sources
 from bids_petsynth.models.folder import Model
 from bids_petsynth.models.processes import build_process
 from bids_petsynth.models.regional import Condition
-from bids_petsynth.pet.tracers import targets
+from bids_petsynth.pet.tracers import target_weights
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training import losses
 from bids_petsynth.training.loop import Player, Share
@@ -57,8 +57,7 @@ def target_classes(modality: str) -> list[int]:
     """Classes of the composite that sums up a tracer's scan; none for other modalities."""
     if not is_pet(modality):
         return []
-    names = targets()[tracer_named(modality).default_target].regions
-    return np.flatnonzero(class_weights(names, np.ones(n_classes()))).tolist()
+    return np.flatnonzero(target_weights(tracer_named(modality), np.ones(n_classes()))).tolist()
 
 
 def split(net: Denoiser | DualDenoiser, latents: Tensor, sources: Sources) -> tuple[Tensor, Tensor | None]:

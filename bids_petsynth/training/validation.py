@@ -10,10 +10,10 @@ import torch
 from scipy import stats
 from scipy.optimize import brentq
 
-from bids_petsynth.anatomy.regions import class_weights, regions
+from bids_petsynth.anatomy.regions import regions
 from bids_petsynth.models.regional import along
 from bids_petsynth.models.synthesizer import Synthesizer
-from bids_petsynth.pet.tracers import targets
+from bids_petsynth.pet.tracers import target_weights
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training.pairs import TrainingCase
 from bids_petsynth.training.regional import RegionalPeople
@@ -24,6 +24,8 @@ CORTEX_LOBES = ("frontal", "parietal", "temporal", "cingulate")
 FACTORS = (1 / 3, 3.0)
 #: With fewer scans of a tracer, the spread of its draws stays as it is.
 LEAST_SCANS = 8
+#: With fewer, the target has no factor of its own: it would rest on one error a scan.
+LEAST_TARGETS = 40
 #: With fewer held-out people, those who stop a training early are among those whose figures are reported.
 LEAST_TO_SHARE = 8
 #: People who stop a training early, at most: all of them are drawn at every validation.
@@ -79,7 +81,9 @@ def _factor(error: np.ndarray, sd: np.ndarray, m: int) -> float:
     score = score[np.isfinite(score)]
     if not len(score):  # draws that are all alike have no spread to be scaled
         return 1.0
-    factors = [np.quantile(score, level) / stats.t.ppf((1 + level) / 2, m - 1) for level in (0.8, 0.95)]
+    # "weibull" is split conformal prediction's (n + 1)-th: the quantile of few scores is too small
+    quantiles = [np.quantile(score, level, method="weibull") for level in (0.8, 0.95)]
+    factors = [q / stats.t.ppf((1 + level) / 2, m - 1) for q, level in zip(quantiles, (0.8, 0.95), strict=True)]
     return float(np.clip(np.sqrt(np.prod(factors)), *FACTORS))
 
 
@@ -87,7 +91,7 @@ def target_and_rest(truth: np.ndarray, draws: np.ndarray, weights: np.ndarray) -
     """Factors on what goes with the target's mean in the draws' deviations, and on the rest of them.
 
     With the first, intervals of the target cover what they say; with both, those of single regions (as well as the
-    second alone can make them).
+    second alone can make them). Of fewer than :data:`LEAST_TARGETS` scans both are :func:`spread_factor`.
 
     Parameters
     ----------
@@ -98,13 +102,17 @@ def target_and_rest(truth: np.ndarray, draws: np.ndarray, weights: np.ndarray) -
     weights
         ``(cases, regions)``: the target is this mean of the regions.
     """
-    if np.isfinite(truth).any(1).sum() < LEAST_SCANS:
-        return 1.0, 1.0
+    if np.isfinite(truth).any(1).sum() < LEAST_TARGETS:
+        both = spread_factor(truth, draws)
+        return both, both
     m, error = draws.shape[1], truth - draws.mean(1)
+    if not draws.std(1).any():  # draws that are all alike have no spread to be scaled
+        return 1.0, 1.0
     parts = (along(torch.from_numpy(d), torch.from_numpy(w)) for d, w in zip(draws, weights, strict=True))
     common, rest = np.array([[part.var(0).numpy() for part in pair] for pair in parts]).swapaxes(0, 1)
     sd_target = np.sqrt(np.einsum("nmk,nk->nm", draws, weights).var(1, ddof=1))
-    target = _factor(np.einsum("nk,nk->n", error, weights), sd_target, m)
+    # what is unknown outside the target is no matter of the target's
+    target = _factor(np.where(weights > 0, error * weights, 0).sum(1), sd_target, m)
 
     def missing(log_factor: float) -> float:
         return np.log(_factor(error, np.sqrt(target**2 * common + np.exp(2 * log_factor) * rest), m))
@@ -124,8 +132,8 @@ def regional_spread(synthesizer: Synthesizer, people: RegionalPeople) -> tuple[d
             plain.regional_draws(record, tracer, volumes, number).numpy()
             for number, (record, volumes) in enumerate(zip(people.records, people.volumes.split(1), strict=True))
         ]
-        regions = targets()[tracer_named(tracer).default_target].regions
-        weights = np.stack([class_weights(regions, volumes) for volumes in people.volumes.numpy()])
+        spec = tracer_named(tracer)
+        weights = np.stack([target_weights(spec, volumes) for volumes in people.volumes.numpy()])
         truth, draws = people.means[:, place].double().numpy(), np.stack(drawn).astype(float)
         of_target[tracer], spread[tracer] = target_and_rest(truth[:, 1:], draws[:, :, 1:], weights[:, 1:])
     return spread, of_target
