@@ -194,4 +194,6 @@ def test_the_card_counts_the_t1w_of_everyone_where_t1w_are_drawn():
 def test_a_width_that_is_none_is_refused(tmp_path, capsys, level, width):
     with pytest.raises(SystemExit) as ended:
         main([str(tmp_path), str(tmp_path / "out"), level, "--pet-fwhm", width])
-    assert ended.value.code == 2 and f"--pet-fwhm: {width} is no number of millimetres above 0" in capsys.readouterr().err
+    assert (
+        ended.value.code == 2 and f"--pet-fwhm: {width} is no number of millimetres above 0" in capsys.readouterr().err
+    )
