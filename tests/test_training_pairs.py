@@ -165,7 +165,7 @@ def test_spread_factor_finds_how_much_too_narrow_the_draws_are(ratio):
 
 @pytest.mark.parametrize("after", ["", "\n## Training\nLong.\n", "\nA word on them.\n"])
 def test_a_card_gets_new_spread_factors_and_keeps_the_rest(after):
-    old, new = (spread_section({"AV45": factor}, {}, "people") for factor in (1.5, 0.5))
+    old, new = (spread_section({"AV45": factor}, {}, False) for factor in (1.5, 0.5))
     card = f"# Card\n\n{old}\n{after}"
     assert calibration.with_section(card, new) == card.replace("1.50", "0.50")
     assert calibration.with_section("# Card\n", new) == f"# Card\n\n{new}\n"

@@ -15,6 +15,11 @@ from typing import Any
 from bids_petsynth.types import Case, ClinicalRecord
 
 
+def has_regional_part(process: str) -> bool:
+    """Whether a process, as sidecars name it, draws regional means first."""
+    return process.startswith("regional flow")
+
+
 @dataclass(frozen=True)
 class Synthesis:
     """How the PET was made: the model (name, version, SHA-256 of its weights), its sampler and the settings of the run.
@@ -44,7 +49,7 @@ class Synthesis:
     @property
     def centred(self) -> bool:
         """Whether the draws were centred on their expectation: those of models with a regional part are."""
-        return self.process.startswith("regional flow")
+        return has_regional_part(self.process)
 
 
 _KINDS = {

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bids_petsynth.bids.sidecars import has_regional_part
 from bids_petsynth.reports.content import Pet, Scan
 from bids_petsynth.reports.figures import target_label
 from bids_petsynth.reports.pages import render
@@ -122,7 +123,7 @@ def _models(made: Iterable[tuple[str, Mapping[str, Any]]], monai: str) -> list[d
                 "sha": str(model["WeightsSHA256"])[:12],
                 "demonstration": bool(about.get("DemonstrationModel")),
                 "process": process_words(model, monai),
-                "regional": str(model.get("Process", "")).startswith("regional flow"),
+                "regional": has_regional_part(str(model.get("Process", ""))),
                 "alike": model.get("Process", "") == "direct",
                 "sampler": sampler_words(sampler),
                 "seed": sampler["Seed"],

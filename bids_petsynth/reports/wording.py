@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from bids_petsynth.bids.sidecars import has_regional_part
+
 #: What of the sampler is said, by its name.
 _SAMPLERS = {
     "ddim": "with the DDIM sampler [@song2020] in {steps} steps",
@@ -61,7 +63,7 @@ def process_words(model: Mapping[str, Any], monai: str) -> str:
 def input_words(model: Mapping[str, Any], targets: Collection[str]) -> str:
     """What the network was given beside the noise, to draw these tracers or "T1w"."""
     names = list(model.get("Inputs", _USUAL))
-    if str(model.get("Process", "")).startswith("regional flow"):
+    if has_regional_part(str(model.get("Process", ""))):
         # the record is the regional flow's, as is said of the process
         names = [name for name in names if name != "clinical values"]
     words = [

@@ -35,8 +35,7 @@ def recalibrate(folder: Path, model: Synthesizer, ground: Ground) -> tuple[dict[
     if model.regional is None:
         raise UsageError(f"The model {folder} has no regional part; its draws are calibrated when it is trained.")
     spread, of_target = regional_spread(model, ground.held_people())
-    section = spread_section(spread, of_target, "simulated people" if ground.demonstration else "people")
-    card = with_section(model.model.card, section)
+    card = with_section(model.model.card, spread_section(spread, of_target, ground.demonstration))
     files = {"calibration.json": calibration_text(spread, of_target), "MODEL_CARD.md": card}
     put_files(folder, {name: text.encode() for name, text in files.items()})
     return spread, of_target

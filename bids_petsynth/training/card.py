@@ -84,7 +84,7 @@ Regional SUVR over all regions; the baseline predicts every region's mean over t
 
 {" ".join(filter(None, (ground.figures_note, note)))}
 
-{spread_section(model.spread, model.target_spread, "simulated people" if ground.demonstration else "people")}
+{spread_section(model.spread, model.target_spread, ground.demonstration)}
 {_sensitivity_table(sensitivity)}
 
 ## Training
@@ -93,12 +93,15 @@ Regional SUVR over all regions; the baseline predicts every region's mean over t
 """
 
 
-def spread_section(spread: Mapping[str, float], target_spread: Mapping[str, float], people: str) -> str:
+def spread_section(spread: Mapping[str, float], target_spread: Mapping[str, float], simulated: bool) -> str:
     """The card's section on :attr:`Model.spread` and :attr:`Model.target_spread`; a last line without its end."""
+    people = "simulated people" if simulated else "people"
+    # without a regional part they hold for draws that are given what those of the figures were
+    how = "" if target_spread else " (draws made as those of the figures were)"
     rows = [f"| {name} | {factor:.2f} | {target_spread.get(name, factor):.2f} |" for name, factor in spread.items()]
     return f"""{SPREAD_TITLE}
-Factors on the deviations of the draws from their mean, by which intervals cover what they say on held-out {people}
-(draws made as those of the figures were):
+Factors on the deviations of the draws from their mean, by which intervals cover what they say on held-out
+{people}{how}:
 
 | tracer | regions | target |
 |---|---|---|

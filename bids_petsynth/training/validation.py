@@ -82,8 +82,9 @@ def _factor(error: np.ndarray, sd: np.ndarray, m: int) -> float:
     if not len(score):  # draws that are all alike have no spread to be scaled
         return 1.0
     # "weibull" is split conformal prediction's (n + 1)-th: the quantile of few scores is too small
-    quantiles = [np.quantile(score, level, method="weibull") for level in (0.8, 0.95)]
-    factors = [q / stats.t.ppf((1 + level) / 2, m - 1) for q, level in zip(quantiles, (0.8, 0.95), strict=True)]
+    factors = [
+        np.quantile(score, level, method="weibull") / stats.t.ppf((1 + level) / 2, m - 1) for level in (0.8, 0.95)
+    ]
     return float(np.clip(np.sqrt(np.prod(factors)), *FACTORS))
 
 
