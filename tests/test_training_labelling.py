@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,12 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from bids_petsynth.anatomy import network
-from bids_petsynth.anatomy.network import UNet
-from bids_petsynth.anatomy.regions import n_classes
+from bids_petsynth.anatomy.network import UNet, refining_net
+from bids_petsynth.anatomy.regions import n_classes, regions
+from bids_petsynth.anatomy.segmentation import averaged, load_network, sharpened, white_at_one
 from bids_petsynth.folding import fold, unfold
-from bids_petsynth.training import labelling
+from bids_petsynth.training import labelling, refining
 from bids_petsynth.training.augment import Pose, on_grid, random_shape
-from bids_petsynth.training.labelling import CLUSTERS, dice_by_class, loss_and_gradient, train
+from bids_petsynth.training.labelling import CLUSTERS, Plan, dice_by_class, evaluate, loss_and_gradient, train
 
 
 def test_gradient_in_closed_form_is_autograds():
@@ -96,9 +99,17 @@ def test_locating_net_learns_and_a_resumed_run_equals_an_uninterrupted_one(head,
     names = np.array(["a", "b", labelling.UNSEEN[0]])
     np.savez(arrays, images=[image] * 3, classes=[labels] * 3, names=names, maps=[to_head] * 3)
     monkeypatch.setattr(labelling, "LABEL_SHAPE", (48, 48, 48))
-    options = {"steps": 24, "seed": 1, "rate": 5e-3, "device": "cpu", "decay": 0.9, "every": 12}
+    plan = Plan(steps=24, seed=1, rate=5e-3, decay=0.9, every=12)
+    whole = trained_whole_and_in_parts(partial(train, "locating", arrays), "locating", plan, tmp_path, monkeypatch)
+    rows = [line.split(",") for line in (whole / "log.csv").read_text().splitlines()]
+    assert [r[0] for r in rows] == ["12", "24"] and float(rows[1][1]) < float(rows[0][1])
+    assert json.loads((whole / "config.json").read_text())["network"] == "locating"
+
+
+def trained_whole_and_in_parts(train, name, plan, tmp_path, monkeypatch):
+    """The folder of an uninterrupted run, whose weights one that was killed and resumed has to the last bit."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train("locating", arrays, whole, resume=False, **options)
+    train(whole, plan)
     store = labelling.store_checkpoint
 
     def killed(*args):
@@ -107,9 +118,80 @@ def test_locating_net_learns_and_a_resumed_run_equals_an_uninterrupted_one(head,
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(labelling, "store_checkpoint", killed)
-        train("locating", arrays, parts, resume=False, **options)
-    train("locating", arrays, parts, resume=True, **options)
-    assert (parts / "locating.safetensors").read_bytes() == (whole / "locating.safetensors").read_bytes()
-    rows = [line.split(",") for line in (whole / "log.csv").read_text().splitlines()]
-    assert [r[0] for r in rows] == ["12", "24"] and float(rows[1][1]) < float(rows[0][1])
-    assert json.loads((whole / "config.json").read_text())["network"] == "locating"
+        train(parts, plan)
+    train(parts, replace(plan, resume=True))
+    weights = f"{name}.safetensors"
+    assert (parts / weights).read_bytes() == (whole / weights).read_bytes()
+    return whole
+
+
+WHITE = next(r.index for r in regions() if r.tissue == "wm")
+
+
+class Coarse(torch.nn.Module):
+    """Stands for the labelling network: knows white matter roughly, from a blurred image, and finds too little."""
+
+    multiple = 2
+
+    def forward(self, image, start=(0, 0, 0)):
+        out = torch.full((1, n_classes(), *image.shape[2:]), -6.0)
+        out[:, 0], out[:, WHITE] = 0.0, 12 * (F.avg_pool3d(image, 5, 1, 2)[:, 0] - 0.7)
+        return out
+
+
+def test_refining_net_finds_the_image_s_borders_and_resumes(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    classes = np.zeros((3, 24, 24, 20), np.uint8)
+    for one, move in zip(classes, (0, 1, 2), strict=True):
+        one[7 + move : 19, 6 : 18 + move, 8:17] = WHITE
+    t1w = np.where(classes == WHITE, 1.0, 0.3) + 0.02 * rng.standard_normal(classes.shape)
+    np.savez(tmp_path / "grid.npz", names=["a", "b", labelling.UNSEEN[0]], t1w=t1w.astype(np.float16), classes=classes)
+    monkeypatch.setattr(refining, "load_network", lambda name, device: Coarse())
+    monkeypatch.setattr(refining, "WINDOW", (20, 20, 16))
+    plan = Plan(steps=200, seed=1, rate=1e-2, decay=0.9, every=100)
+    whole = trained_whole_and_in_parts(
+        partial(refining.train, tmp_path / "grid.npz"), "refining", plan, tmp_path, monkeypatch
+    )
+    image, truth = torch.from_numpy(t1w[2].astype(np.float32)), torch.from_numpy(classes[2])
+    coarse = averaged(Coarse(), image)
+    net = load_network("refining", whole / "refining.safetensors")
+    with torch.inference_mode():
+        fine = sharpened(net, image, coarse)
+    before, after = (evaluate([found.argmax(0)], [truth])[0] for found in (coarse, fine))
+    assert before < 0.9 and after > 0.97
+    # the log tells the same of the unseen head, whose image is not mirrored there
+    assert float((whole / "log.csv").read_text().splitlines()[-1].split(",")[2]) == pytest.approx(after, abs=0.02)
+
+
+def test_an_untrained_refining_net_adds_nothing_and_mirrors_do_not_matter():
+    torch.manual_seed(0)
+    net, image, logits = refining_net(n_classes()), torch.rand(8, 6, 7), torch.randn(n_classes(), 8, 6, 7)
+    with torch.inference_mode():
+        assert torch.equal(sharpened(net, image, logits), logits)
+        torch.nn.init.normal_(net.head.weight)
+        found = sharpened(net, image, logits)
+        mirrored = sharpened(net, image.flip(0), logits.flip(1)).flip(1)
+    assert not torch.equal(found, logits)
+    torch.testing.assert_close(found, mirrored, atol=1e-4, rtol=1e-4)
+
+
+def test_averaged_logits_are_those_of_each_move_moved_back():
+    """A network that tells each voxel's own place answers with the mean over the places where the voxel lay."""
+
+    class Places(torch.nn.Module):
+        multiple = 4
+
+        def forward(self, image):
+            return torch.arange(float(image.shape[3])).view(1, 1, 1, -1, 1).expand_as(image)
+
+    found = averaged(Places(), torch.rand(5, 8, 6), ((0, 0, 0), (1, 2, 1)))
+    assert found.shape == (1, 5, 8, 6)
+    expected = (torch.arange(8) + torch.arange(8).roll(-2)) / 2
+    torch.testing.assert_close(found, expected.view(1, 1, -1, 1).expand(1, 5, 8, 6))
+
+
+def test_white_matter_is_at_one():
+    image, probabilities = torch.rand(4, 4, 4) + 2, torch.zeros(n_classes(), 4, 4, 4)
+    assert torch.equal(white_at_one(image, probabilities), image)  # none is found
+    probabilities[WHITE, :2] = 0.9
+    assert white_at_one(image, probabilities)[:2].median().item() == pytest.approx(1, rel=1e-6)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bids_petsynth.anatomy.segmentation import weights_path
+from bids_petsynth.anatomy.segmentation import weights_hash
 from bids_petsynth.bids.index import find_cases
 from bids_petsynth.bids.others import find_others
 from bids_petsynth.bids.pets import find_pets
@@ -65,7 +65,6 @@ def coarse_preparation(site: Path, prepared: Path, recipe: Recipe, out: Path) ->
 
     The names are those under which ``train`` looks for what it has prepared, so labelling is not paid again.
     """
-    weights = _content(weights_path("labelling"))
     for part in ("heads", "scans"):
         (out / part).mkdir(parents=True)
     for case in find_cases(site):
@@ -77,7 +76,7 @@ def coarse_preparation(site: Path, prepared: Path, recipe: Recipe, out: Path) ->
         head["labels"] = _pooled(head["labels"]).round().astype(np.uint8)
         head["t1w"] = _pooled(head["t1w"][None])[0].astype(np.float16)
         head |= {name: head[name][::2, ::2, ::2] for name in ("measured", "codes")} | {"affine": affine}
-        key = hash_settings([_content(case.t1w), recipe.grid.model_dump(mode="json"), weights])
+        key = hash_settings([_content(case.t1w), recipe.grid.model_dump(mode="json"), weights_hash()])
         np.savez(out / "heads" / f"{case.label}_{key[:12]}.npz", **head)
         for other in find_others(site, recipe.conditioning.sources, [case.participant]):
             key = hash_settings([_content(other.path), other.modality, affine.tolist()])

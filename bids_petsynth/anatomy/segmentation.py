@@ -1,7 +1,9 @@
-"""Labelling a T1w with the two built-in networks: classes, probabilities, brain mask, sides and geometric cuts."""
+"""Labelling a T1w with the built-in networks: classes, probabilities, brain mask, sides and geometric cuts."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,24 +11,42 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+from torch import Tensor, nn
 
-from bids_petsynth.anatomy.network import UNet, labelling_net, locating_net
-from bids_petsynth.anatomy.regions import LEFT, RIGHT, all_regions, n_classes, region_index
+from bids_petsynth.anatomy.network import Refiner, UNet, labelling_net, locating_net, refining_net
+from bids_petsynth.anatomy.regions import LEFT, RIGHT, all_regions, n_classes, region_index, regions
 from bids_petsynth.devices import fast_autocast
 from bids_petsynth.errors import ModelError
 from bids_petsynth.tables import data_path, read_table
 
-_NETWORKS = {"locating": locating_net, "labelling": labelling_net}
+#: The networks that read a head, by the name of their weights.
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "locating": locating_net,
+    "labelling": labelling_net,
+    "refining": refining_net,
+}
+#: Moves (voxels) of the head under which the labelling network reads it: it works at half the resolution, and where its
+#: cubes of voxels fall must not matter.
+PLACEMENTS = ((0, 0, 0), (1, 1, 1))
 
 
 def weights_path(name: str) -> Path:
-    """Weights of a network, ``locating`` or ``labelling``."""
+    """Weights of one of :data:`NETWORKS`."""
     return data_path("models", "labelling", f"{name}.safetensors")
 
 
+@lru_cache(maxsize=1)
+def weights_hash() -> str:
+    """SHA-256 of the weights of all :data:`NETWORKS`: results depend on them."""
+    found = hashlib.sha256()
+    for name in NETWORKS:
+        found.update(weights_path(name).read_bytes())
+    return found.hexdigest()
+
+
 @lru_cache(maxsize=4)
-def load_network(name: str, path: Path | None = None, device: str = "cpu") -> UNet:
-    """The ``locating`` or ``labelling`` network with its weights (kept for the life of the process).
+def load_network(name: str, path: Path | None = None, device: str = "cpu") -> nn.Module:
+    """One of :data:`NETWORKS` with its weights (kept for the life of the process).
 
     Raises
     ------
@@ -38,7 +58,7 @@ def load_network(name: str, path: Path | None = None, device: str = "cpu") -> UN
     path = path or weights_path(name)
     if not path.is_file():
         raise ModelError(f"The {name} network's weights are missing ({path}); install the package again.")
-    net = _NETWORKS[name](n_classes())
+    net = NETWORKS[name](n_classes())
     state = {name: tensor.float() for name, tensor in load_file(path).items()}
     expected = {name: tensor.shape for name, tensor in net.state_dict().items()}
     if {name: tensor.shape for name, tensor in state.items()} != expected:
@@ -54,12 +74,43 @@ def normalised(data: np.ndarray) -> np.ndarray:
     return np.clip(data / max(top, 1e-6), 0, 4).astype(np.float32)
 
 
+def averaged(net: UNet, image: Tensor, moves: Iterable[tuple[int, int, int]] = ((0, 0, 0),)) -> Tensor:
+    """Logits ``(C, X, Y, Z)`` of an image ``(X, Y, Z)``, averaged over moves of the head and its mirror image.
+
+    The classes are side-less, so a mirrored head has the same ones.
+    """
+    pad = [(-n) % net.multiple for n in image.shape]
+    padded = F.pad(image, (0, pad[2], 0, pad[1], 0, pad[0]))[None, None]
+    logits, moves = torch.zeros((), device=image.device), tuple(moves)
+    with fast_autocast(image.device.type):
+        for move in moves:
+            moved = padded.roll(move, (2, 3, 4))
+            found = net(moved)[0].float() + net(moved.flip(2))[0].float().flip(1)
+            logits = logits + found.roll([-step for step in move], (1, 2, 3)) / (2 * len(moves))
+    nx, ny, nz = image.shape
+    return logits[:, :nx, :ny, :nz]
+
+
+def white_at_one(image: Tensor, probabilities: Tensor) -> Tensor:
+    """An image ``(X, Y, Z)`` divided by its median where white matter is likely; as it is where none is."""
+    white = probabilities[[r.index for r in regions() if r.tissue == "wm"]].sum(0) > 0.5
+    return image / image[white].median().clamp(min=1e-6) if white.any() else image
+
+
+def sharpened(net: Refiner, image: Tensor, logits: Tensor) -> Tensor:
+    """The labelling network's logits ``(C, X, Y, Z)`` with what the refining network adds, the mirrored head alike."""
+    probabilities = logits.softmax(0)
+    image, probabilities = white_at_one(image, probabilities)[None, None], probabilities[None]
+    with fast_autocast(image.device.type):
+        added = net(image, probabilities)[0] + net(image.flip(2), probabilities.flip(2))[0].flip(1)
+    return logits + added.float() / 2
+
+
 @torch.inference_mode()
 def class_probabilities(data: np.ndarray, network: str, device: str = "cpu") -> np.ndarray:
-    """Probabilities of the classes, averaged with those of the left–right mirrored head (classes are side-less).
+    """Probabilities of the classes, averaged with those of the left–right mirrored head.
 
-    On the model grid also with those of the head moved by a voxel: the network works at half the resolution, and where
-    its cubes of voxels fall must not matter.
+    On the model grid also with those of the head moved by a voxel, and sharpened.
 
     Parameters
     ----------
@@ -74,17 +125,11 @@ def class_probabilities(data: np.ndarray, network: str, device: str = "cpu") -> 
     """
     net = load_network(network, device=device)
     image = torch.from_numpy(normalised(data)).to(device)
-    pad = [(-n) % net.multiple for n in image.shape]
-    padded = F.pad(image, (0, pad[2], 0, pad[1], 0, pad[0]))[None, None]
-    moves = ((0, 0, 0), (1, 1, 1)) if network == "labelling" else ((0, 0, 0),)
-    logits = torch.zeros((), device=device)
-    with fast_autocast(device):
-        for move in moves:
-            moved = padded.roll(move, (2, 3, 4))
-            found = net(moved)[0].float() + net(moved.flip(2))[0].float().flip(1)
-            logits = logits + found.roll([-step for step in move], (1, 2, 3)) / (2 * len(moves))
-    nx, ny, nz = image.shape
-    return logits[:, :nx, :ny, :nz].softmax(0).half().cpu().numpy()
+    if network == "locating":
+        logits = averaged(net, image)
+    else:
+        logits = sharpened(load_network("refining", device=device), image, averaged(net, image, PLACEMENTS))
+    return logits.softmax(0).half().cpu().numpy()
 
 
 def brain_mask(classes: np.ndarray) -> np.ndarray:

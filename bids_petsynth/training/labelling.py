@@ -14,9 +14,11 @@ import csv
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,15 +136,14 @@ def dice_by_class(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     return (2 * same / total)[1:]
 
 
-def evaluate(net: UNet, images: Tensor, labels: Tensor) -> tuple[float, float, Tensor]:
-    """Mean and worst brain Dice, and mean Dice per class, over whole heads."""
+def evaluate(found: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[float, float, float]:
+    """Mean and worst brain Dice, and the mean over classes, of whole heads' classes against their true ones."""
     brain, classes = [], []
-    for image, truth in zip(images, labels, strict=True):
-        found = predict(net, image)
-        classes.append(dice_by_class(found, truth, n_classes()))
-        a, b = found > 0, truth > 0
+    for one, truth in zip(found, labels, strict=True):
+        classes.append(dice_by_class(one, truth, n_classes()))
+        a, b = one > 0, truth > 0
         brain.append((2 * (a & b).sum() / (a.sum() + b.sum())).item())
-    return float(np.mean(brain)), min(brain), torch.stack(classes).nanmean(0)
+    return float(np.mean(brain)), min(brain), torch.stack(classes).nanmean(0).nanmean().item()
 
 
 @dataclass(frozen=True)
@@ -186,38 +187,107 @@ def make_task(network: str, data: dict[str, np.ndarray]) -> Task:
     return Task(locating_net(n_classes()), images, most_common(classes), maps, shape, shape, pose)
 
 
-def train(
-    network: str,
-    arrays: Path,
-    out: Path,
-    steps: int,
-    seed: int,
-    rate: float,
-    device: str,
-    resume: bool,
-    decay: float,
-    every: int = 200,
-) -> None:
-    """Train and write ``out/NETWORK.safetensors`` (EMA weights, float16), ``log.csv`` and ``config.json``.
+@dataclass(frozen=True)
+class Plan:
+    """How a network that reads a head is trained.
 
-    Every example depends on the seed and its step alone, so that a resumed run equals an uninterrupted one.
+    Attributes
+    ----------
+    rate
+        Learning rate after a warm-up of 100 steps; it falls to 0 as a cosine.
+    decay
+        Of the moving average of the weights, which is what is kept.
+    every
+        Steps between looks at the unseen heads, each of which stores weights and a checkpoint.
+    """
+
+    steps: int
+    seed: int
+    rate: float
+    decay: float
+    resume: bool = False
+    every: int = 200
+
+
+def fit(
+    name: str,
+    net: nn.Module,
+    out: Path,
+    plan: Plan,
+    example: Callable[[int], Any],
+    learn: Callable[[Any, float], float],
+    judge: Callable[[nn.Module], tuple[float, ...]],
+) -> None:
+    """Train ``net`` and write ``out/NAME.safetensors`` (EMA weights, float16), ``log.csv`` and ``config.json``.
+
+    Parameters
+    ----------
+    example
+        Makes the example of a step, in a thread of its own and one step ahead. It must depend on the seed and the step
+        alone: then a resumed run equals an uninterrupted one.
+    learn
+        Adds the gradient of an example, given the share of the steps that are done; returns the loss.
+    judge
+        Figures of the averaged network for the log.
     """
     from safetensors.torch import save_file
 
     out.mkdir(parents=True, exist_ok=True)
-    data = dict(np.load(arrays))
-    torch.manual_seed(seed)
-    task = make_task(network, data)
-    unseen = torch.tensor([name in UNSEEN for name in data["names"].tolist()])
-    net = task.net.to(device)
     ema = copy.deepcopy(net).eval()
-    optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=1e-4)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=plan.rate, weight_decay=1e-4)
     start = 0
-    if resume:
+    if plan.resume:
         state = load_checkpoint(out, net, ema, optimiser)
         if state is None:
             raise FileNotFoundError(f"{out} holds no checkpoint to resume from")
         start = int(state["step"])
+    config = {"network": name, "unseen": UNSEEN} | {k: getattr(plan, k) for k in ("steps", "seed", "rate", "decay")}
+    (out / "config.json").write_text(json.dumps(config))
+    began, losses = time.time(), []
+    with (out / "log.csv").open("a", newline="") as file, ThreadPoolExecutor(1) as ahead:
+        log = csv.writer(file)
+        waiting = ahead.submit(example, start)
+        for step in range(start, plan.steps):
+            done = step / plan.steps
+            for group in optimiser.param_groups:
+                group["lr"] = plan.rate * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * done))
+            made = waiting.result()
+            waiting = ahead.submit(example, step + 1)
+            optimiser.zero_grad(set_to_none=True)
+            losses.append(learn(made, done))
+            nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+            optimiser.step()
+            keep = min(plan.decay, (1 + step) / (10 + step))
+            with torch.no_grad():
+                for a, b in zip(ema.parameters(), net.parameters(), strict=True):
+                    a.lerp_(b, 1 - keep)
+            if (step + 1) % plan.every == 0 or step + 1 == plan.steps:
+                row = [step + 1, np.mean(losses), *judge(ema), time.time() - began]
+                log.writerow([f"{x:.4f}" if isinstance(x, float) else x for x in row])
+                file.flush()
+                losses.clear()
+                half = {k: v.half().contiguous() for k, v in ema.state_dict().items()}
+                save_file(half, out / f"{name}.safetensors")
+                store_checkpoint(out, net, ema, optimiser, {"step": step + 1})
+
+
+def class_weight(classes: Tensor, device: str) -> Callable[[float], Tensor]:
+    """Weights of the classes in the cross-entropy, given the share of the steps that are done.
+
+    Rare classes are learned first; by the end every voxel counts the same, for an unbiased brain border.
+    """
+    share = torch.bincount(classes.flatten(), minlength=n_classes())[: n_classes()].float()
+    share = (share / share.sum()).clamp(min=1e-5).to(device)
+    return lambda done: share ** (-0.5 * (1 - done))
+
+
+def train(network: str, arrays: Path, out: Path, plan: Plan, device: str = "cpu") -> None:
+    """Train the ``locating`` or the ``labelling`` network on prepared heads (see :func:`fit`)."""
+    data = dict(np.load(arrays))
+    torch.manual_seed(plan.seed)
+    task = make_task(network, data)
+    unseen = torch.tensor([name in UNSEEN for name in data["names"].tolist()])
+    net = task.net.to(device)
     held = [
         on_grid(image, classes, grid_map, task.shape)
         for image, classes, grid_map in zip(task.images[unseen], task.classes[unseen], task.maps[unseen], strict=True)
@@ -225,14 +295,10 @@ def train(
     held_images = [(image / image[::2, ::2, ::2].quantile(0.99)).to(device) for image, _ in held]
     held_classes = [torch.where(classes < n_classes(), classes, 0).to(device) for _, classes in held]
     seen_images, seen_classes, seen_maps = task.images[~unseen], task.classes[~unseen], task.maps[~unseen]
-    share = torch.bincount(seen_classes.flatten(), minlength=n_classes())[: n_classes()].float()
-    share = (share / share.sum()).clamp(min=1e-5).to(device)
-    tissue = tissue_codes()
-    config = {"network": network, "steps": steps, "seed": seed, "rate": rate, "unseen": UNSEEN, "decay": decay}
-    (out / "config.json").write_text(json.dumps(config))
+    weight, tissue = class_weight(seen_classes, device), tissue_codes()
 
     def example(step: int) -> tuple[Tensor, Tensor, list[int]]:
-        rng = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        rng = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
         pick = int(torch.randint(len(seen_images), (1,), generator=rng))
         room = [(n - w) // net.multiple for n, w in zip(task.shape, task.window, strict=True)]
         first = [net.multiple * int(torch.randint(r + 1, (1,), generator=rng)) for r in room]
@@ -240,41 +306,35 @@ def train(
         image, target = random_head(*head, task.pose, tissue, n_classes(), task.shape, first, task.window, rng)
         return image, target, first
 
-    began, losses = time.time(), []
-    with (out / "log.csv").open("a", newline="") as file, ThreadPoolExecutor(1) as ahead:
-        log = csv.writer(file)
-        waiting = ahead.submit(example, start)
-        for step in range(start, steps):
-            warm = min(1.0, (step + 1) / 100)
-            for group in optimiser.param_groups:
-                group["lr"] = rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
-            # rare classes are learned first; by the end every voxel counts the same, for an unbiased brain border
-            weight = share ** (-0.5 * (1 - step / steps))
-            image, target, first = waiting.result()
-            waiting = ahead.submit(example, step + 1)
-            with torch.autocast(device, torch.bfloat16):
-                logits = net.folded(image[None, None].to(device), first)
-            value, gradient = loss_and_gradient(
-                logits.view(n_classes(), -1), fold(target[None, None], 2).flatten().to(device), weight
-            )
-            optimiser.zero_grad(set_to_none=True)
-            logits.backward(gradient.view_as(logits))
-            nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-            optimiser.step()
-            losses.append(value.item())
-            keep = min(decay, (1 + step) / (10 + step))
-            with torch.no_grad():
-                for a, b in zip(ema.parameters(), net.parameters(), strict=True):
-                    a.lerp_(b, 1 - keep)
-            if (step + 1) % every == 0 or step + 1 == steps:
-                brain, worst, per_class = evaluate(ema, held_images, held_classes)
-                row = [step + 1, np.mean(losses), brain, worst, per_class.nanmean().item(), time.time() - began]
-                log.writerow([f"{x:.4f}" if isinstance(x, float) else x for x in row])
-                file.flush()
-                losses.clear()
-                half = {k: v.half().contiguous() for k, v in ema.state_dict().items()}
-                save_file(half, out / f"{network}.safetensors")
-                store_checkpoint(out, net, ema, optimiser, {"step": step + 1})
+    def learn(made: tuple[Tensor, Tensor, list[int]], done: float) -> float:
+        image, target, first = made
+        with torch.autocast(device, torch.bfloat16):
+            logits = net.folded(image[None, None].to(device), first)
+        value, gradient = loss_and_gradient(
+            logits.view(n_classes(), -1), fold(target[None, None], 2).flatten().to(device), weight(done)
+        )
+        logits.backward(gradient.view_as(logits))
+        return value.item()
+
+    def judge(ema: nn.Module) -> tuple[float, float, float]:
+        return evaluate([predict(ema, image) for image in held_images], held_classes)
+
+    fit(network, net, out, plan, example, learn, judge)
+
+
+def plan_options(parser: argparse.ArgumentParser, steps: int, rate: float) -> None:
+    """Options of a :class:`Plan`, and the device."""
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=rate)
+    parser.add_argument("--decay", type=float, default=0.995)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--resume", action="store_true")
+
+
+def take_plan(args: dict[str, Any]) -> Plan:
+    """Take the options of a plan out of the parsed ones."""
+    return Plan(**{name: args.pop(name) for name in ("steps", "seed", "rate", "decay", "resume")})
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -288,17 +348,12 @@ def main(argv: list[str] | None = None) -> None:
     two.add_argument("network", choices=("locating", "labelling"))
     two.add_argument("arrays", type=Path)
     two.add_argument("out", type=Path)
-    two.add_argument("--steps", type=int, default=6000)
-    two.add_argument("--seed", type=int, default=1)
-    two.add_argument("--rate", type=float, default=8e-3)
-    two.add_argument("--decay", type=float, default=0.995)
-    two.add_argument("--device", default="cpu")
-    two.add_argument("--resume", action="store_true")
+    plan_options(two, steps=6000, rate=8e-3)
     args = vars(parser.parse_args(argv))
     if args.pop("verb") == "prepare":
         prepare(**args)
     else:
-        train(**args)
+        train(plan=take_plan(args), **args)
 
 
 if __name__ == "__main__":

@@ -174,13 +174,13 @@ def _row(pair: Pair, status: str, reason: str) -> dict[str, object]:
 
 
 def _head(case: Case, recipe: Recipe, how: Preparation) -> tuple[Path, Anatomy]:
-    """A head on the model grid, kept under a name that changes with the scan, the grid and the labelling network."""
+    """A head on the model grid, kept under a name that changes with the scan, the grid and the networks that label."""
     from bids_petsynth.anatomy.head import analyse_head
-    from bids_petsynth.anatomy.segmentation import weights_path
+    from bids_petsynth.anatomy.segmentation import weights_hash
     from bids_petsynth.anatomy.volume import read_t1w
 
     grid = recipe.grid
-    key = hash_settings([_content(case.t1w), grid.model_dump(mode="json"), _content(weights_path("labelling"))])
+    key = hash_settings([_content(case.t1w), grid.model_dump(mode="json"), weights_hash()])
     path = how.work / "heads" / f"{case.label}_{key[:12]}.npz"
     if not path.is_file():
         t1w = read_t1w(case.t1w, case.label)

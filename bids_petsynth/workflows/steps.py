@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_petsynth.anatomy.segmentation import weights_path
+from bids_petsynth.anatomy.segmentation import weights_hash
 from bids_petsynth.anatomy.volume import read_t1w
 from bids_petsynth.api import Synthesizer, summarise, synthesis_of
 from bids_petsynth.bids.dataset import newest_note
@@ -47,12 +47,6 @@ def model_of(folder: Path | None, device: str, texts: TextOptions | None = None)
 def description_of(folder: Path | None) -> Model:
     """The model on the CPU, to read off what it knows: the parent of workers must not start CUDA."""
     return load_model(folder or built_in())
-
-
-@lru_cache(maxsize=1)
-def labelling_hash() -> str:
-    """Hash of the weights of the two networks that read a head."""
-    return hash_settings([hash_file(weights_path(name)) for name in ("locating", "labelling")])
 
 
 def record_of(case: Case, settings: Settings) -> ClinicalRecord:
@@ -98,14 +92,14 @@ def pet_hash(scan: str, record: ClinicalRecord, used: Sequence[str], pets: Seque
 def anatomy_sink(settings: Settings, input_hash: str) -> Sink:
     """Where anatomical outputs go; its hash covers all that they depend on beside the scan."""
     grid = description_of(settings.model).recipe.grid.model_dump(mode="json")
-    about = [settings.of_anatomy(), labelling_hash(), grid, version("bids-petsynth")]
+    about = [settings.of_anatomy(), weights_hash(), grid, version("bids-petsynth")]
     return Sink(settings.out_dir, hash_settings(about), input_hash)
 
 
 def pet_sink(settings: Settings, input_hash: str, tracer: str) -> Sink:
     """Where the outputs of one tracer go; its hash covers all that they depend on beside scan and record."""
     model = description_of(settings.model).fingerprint
-    about = [settings.of_synthesis(tracer), labelling_hash(), model, version("bids-petsynth")]
+    about = [settings.of_synthesis(tracer), weights_hash(), model, version("bids-petsynth")]
     if description_of(settings.model).recipe.conditioning.text is not None:
         about.append((settings.texts or TextOptions()).identity)
     return Sink(settings.out_dir, hash_settings(about), input_hash)
