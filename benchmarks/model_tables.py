@@ -1,9 +1,10 @@
-"""The tables of ``benchmarks/model.py``, from the files of its people."""
+"""The tables of ``benchmarks/model.py`` and ``regional.py``, from figures of their people."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,17 +42,24 @@ def known_columns(specs: Sequence[VariableSpec], variant: str) -> list[int]:
     return [i for i, spec in enumerate(specs) if variant == "plasma" or variables()[spec.name].kind != "plasma"]
 
 
+@dataclass(frozen=True)
 class Results:
-    """The people's files as arrays with people first."""
+    """Figures of people by name, each with people first, and the head of each person."""
 
-    def __init__(self, out: Path):
-        self.files = [dict(np.load(path)) for path in sorted((out / "people").glob("[0-9]*[0-9].npz"))]
-        if not self.files:
+    heads: np.ndarray
+    figures: Mapping[str, np.ndarray]
+
+    @classmethod
+    def stored(cls, out: Path) -> Results:
+        """Those of the people's files under ``out``."""
+        files = [dict(np.load(path)) for path in sorted((out / "people").glob("[0-9]*[0-9].npz"))]
+        if not files:
             raise SystemExit(f"{out} holds no evaluated people; run `run` first.")
-        self.heads = np.array([str(file["head"]) for file in self.files])
+        heads = np.array([str(file.pop("head")) for file in files])
+        return cls(heads, {key: np.stack([file[key] for file in files]) for key in files[0]})
 
     def __getitem__(self, key: str) -> np.ndarray:
-        return np.stack([file[key] for file in self.files]).astype(float)
+        return self.figures[key].astype(float)
 
     def interval(self, statistic) -> Interval:
         return bootstrap(statistic, self.heads)
@@ -65,11 +73,13 @@ def row(name: str, found: Interval, bar: str, low: float = -np.inf, high: float 
     return f"| {name} | {bar} | {found} | {verdict if bar else ''} |"
 
 
-def oracle(out: Path, results: Results, specs: Sequence[VariableSpec], tracer: str) -> dict:
-    """Expected target SUVR and probability of positivity by gradient boosting on the simulator's variables."""
+def oracle(heads: np.ndarray, results: Results, specs: Sequence[VariableSpec], tracer: str) -> dict:
+    """Expected target SUVR and probability of positivity by gradient boosting on the simulator's variables.
+
+    ``heads (H, C - 1)`` are log volumes of the regions of the heads of training, as ``volumes`` of the results are.
+    """
     equation = centiloid_equation(tracer)
-    with np.load(out / "heads.npz") as file:
-        records, volumes, centiloid = base.tabular_people(file["volumes"], TABULAR_PEOPLE, ORACLE_SEED)
+    records, volumes, centiloid = base.tabular_people(heads, TABULAR_PEOPLE, ORACLE_SEED)
     crowd = np.stack([vector(record, specs) for record in records])
     suvr = (centiloid - equation.intercept) / equation.slope
     found = {}
@@ -85,14 +95,16 @@ def oracle(out: Path, results: Results, specs: Sequence[VariableSpec], tracer: s
 def print_tables(out: Path, recipe: Recipe) -> None:
     """Print the tables."""
     plan = json.loads((out / "plan.json").read_text())
-    results = Results(out)
-    people, heads = len(results.files), len(set(results.heads))
+    results = Results.stored(out)
+    people, heads = len(results.heads), len(set(results.heads))
+    with np.load(out / "heads.npz") as file:
+        volumes = file["volumes"]
     print(f"{people} simulated people on {heads} {plan['heads']} heads, {plan['draws']} draws, model {plan['model']}.")
     print("Figures on simulated data verify the software; they say nothing about patients.")
     for tracer in plan["tracers"]:
         specs = recipe.conditioning.variables
-        found = oracle(out, results, specs, tracer) if centiloid_equation(tracer) else None
-        print(f"\n## {tracer}\n\n| figure | bar | value, 95 % interval by head | verdict |\n|---|---|---|---|")
+        found = oracle(volumes, results, specs, tracer) if centiloid_equation(tracer) else None
+        print(heading(tracer))
         for line in (*prediction_rows(results, tracer, found), *error_rows(results, tracer)):
             print(line)
         for line in (*texture_rows(results, tracer), *uncertainty_rows(results, tracer, found)):
@@ -105,8 +117,13 @@ def print_tables(out: Path, recipe: Recipe) -> None:
             population = file[tracer]
         for method in METHODS:
             for variant in VARIANTS:
-                if f"{tracer}/{variant}/{method}/regional" in results.files[0]:
+                if f"{tracer}/{variant}/{method}/regional" in results.figures:
                     print(method_row(results, tracer, variant, method, population))
+
+
+def heading(tracer: str) -> str:
+    """Title and head of a tracer's table of bars."""
+    return f"\n## {tracer}\n\n| figure | bar | value, 95 % interval by head | verdict |\n|---|---|---|---|"
 
 
 def prediction_rows(results: Results, tracer: str, found: dict | None) -> Iterator[str]:
@@ -186,7 +203,8 @@ def uncertainty_rows(results: Results, tracer: str, found: dict | None) -> Itera
         crps = uncertainty.crps_fair(goal, drawn)
         yield row(f"{unit}: fair CRPS, {variant}", results.interval(lambda i, c=crps: c[i].mean()), "")
         for name, t, d in ((unit, goal, drawn), ("regional SUVR", true, parts)):
-            skill = results.interval(lambda i, t=t, d=d: uncertainty.spread_skill(t[i], d[i]))
+            spread, missed = uncertainty.spread_and_error(t, d)
+            skill = results.interval(lambda i, s=spread, m=missed: np.sqrt(np.nanmean(s[i]) / np.nanmean(m[i])))
             yield row(f"{name}: spread over error, {variant}", skill, "")
     for name in (unit, "regional SUVR"):
         wider, usual = widths[name, "no_plasma"], widths[name, "plasma"]

@@ -190,15 +190,19 @@ def vary_intensity(t1w: Tensor, rng: Generator) -> Tensor:
     return t1w * uniform(rng, 0.96, 1.04) + uniform(rng, 0.0, 0.03) * normal(rng, *t1w.shape)
 
 
+def head_of(heads: int, seed: int, number: int) -> int:
+    """Which of the heads the ``number``-th person of a seed has: every head once before any comes again."""
+    turn, place = divmod(number, heads)
+    return int(np.random.default_rng([seed, turn]).permutation(heads)[place])
+
+
 def simulate_case(
     heads: Heads, tracers: Sequence[str], voxel_size: float, seed: int, number: int, augment: bool = True
 ) -> TrainingCase:
     """The ``number``-th simulated person of a seed, on one of the heads, scanned with every tracer."""
     rng = np.random.default_rng([seed, number])
     generator = Generator().manual_seed(int(rng.integers(2**62)))
-    # every head once before any comes again
-    turn, place = divmod(number, len(heads))
-    pick = int(np.random.default_rng([seed, turn]).permutation(len(heads))[place])
+    pick = head_of(len(heads), seed, number)
     classes = torch.from_numpy(heads.classes[pick].astype(np.int64))
     identity = identity_coordinates(classes.shape)
     people, record, truth, coordinates = _shape_and_person(classes, identity, voxel_size, rng, generator)

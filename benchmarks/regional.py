@@ -1,0 +1,103 @@
+"""The regional flow beside an oracle, on many simulated people whose heads no training saw; no image is made.
+
+    python benchmarks/regional.py ARRAYS OUT [--people 1200] [--model FOLDER] [--tracers AV45 …]
+
+ARRAYS are the prepared heads (``python -m bids_petsynth.training.grid heads …``). The regional means of the people are
+kept under OUT, so that another model of the same tracers is measured on the same people at once. Truth and draws are
+means over soft labels, as the flow is trained; ``model.py`` measures images of fewer people in the written labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from model import PEOPLE_SEED, save
+from model_tables import VARIANTS, Results, heading, oracle, prediction_rows, uncertainty_rows, vector, without_plasma
+
+from bids_petsynth.anatomy.regions import regions
+from bids_petsynth.models.recipe import Recipe
+from bids_petsynth.models.regional import label_volumes
+from bids_petsynth.models.synthesizer import Synthesizer
+from bids_petsynth.pet.tracers import centiloid_equation, target_weights
+from bids_petsynth.pet.tracers import tracer as tracer_named
+from bids_petsynth.training.labelling import UNSEEN
+from bids_petsynth.training.pairs import Heads, head_of, load_heads
+from bids_petsynth.training.regional import RegionalPeople, simulate_regions
+from bids_petsynth.training.simulated import workers
+
+#: Classes that are compared: all but background and fluid.
+CLASSES = [region.index for region in regions() if region.tissue != "csf"]
+
+
+def people_of(heads: Heads, recipe: Recipe, n: int, out: Path) -> RegionalPeople:
+    """Simulated people on the heads, scanned with all of the recipe's tracers; kept under ``out``."""
+    path = out / f"regions_{n}.npz"
+    if not path.is_file():
+        made = simulate_regions(heads, recipe.tracers, recipe.grid.voxel_size, n, PEOPLE_SEED, workers())
+        records = np.array([json.dumps(record) for record in made.records])
+        save(path, {"records": records, "means": made.means.numpy(), "volumes": made.volumes.numpy()})
+    with np.load(path, allow_pickle=False) as file:
+        records = tuple(json.loads(str(record)) for record in file["records"])
+        return RegionalPeople(records, torch.from_numpy(file["means"]), torch.from_numpy(file["volumes"]))
+
+
+def logs(volumes: torch.Tensor) -> np.ndarray:
+    """``(N, C - 1)`` logs of the volumes of all regions."""
+    return volumes[:, 1:].clamp(min=1e-3).log().double().numpy()
+
+
+def measured(model: Synthesizer, people: RegionalPeople, tracer: str, heads: tuple[str, ...]) -> Results:
+    """Truth and draws of one tracer under the names that the tables ask for."""
+    place, specs = model.tracers.index(tracer), model.model.recipe.conditioning.variables
+    weights = np.stack([target_weights(tracer_named(tracer), v) for v in people.volumes.numpy()])
+    true = people.means[:, place].double().numpy()
+    figures = {
+        "values": np.stack([vector(record, specs) for record in people.records]),
+        "volumes": logs(people.volumes),
+        f"{tracer}/regional": true[:, CLASSES],
+        f"{tracer}/target": (true * weights).sum(1),
+    }
+    for variant in VARIANTS:
+        draws, target = [], []
+        for number, (record, volumes) in enumerate(zip(people.records, people.volumes.split(1), strict=True)):
+            known = record if variant == "plasma" else without_plasma(record)
+            drawn = model.regional_draws(known, tracer, volumes, number).numpy()
+            draws.append(drawn[:, CLASSES])
+            target.append(drawn @ weights[number])
+        figures |= {f"{tracer}/{variant}/draws": np.stack(draws), f"{tracer}/{variant}/target_draws": np.stack(target)}
+    return Results(np.array([heads[head_of(len(heads), PEOPLE_SEED, i)] for i in range(len(true))]), figures)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("arrays", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--people", type=int, default=1200)
+    parser.add_argument("--model", type=Path, help="model folder; the built-in one by default")
+    parser.add_argument("--tracers", nargs="+", help="all of the model's by default")
+    arguments = parser.parse_args()
+    model = Synthesizer.load(arguments.model)
+    recipe = model.model.recipe
+    heads = load_heads(arguments.arrays, recipe)
+    unseen, seen = heads.select(lambda name: name in UNSEEN), heads.select(lambda name: name not in UNSEEN)
+    people = people_of(unseen, recipe, arguments.people, arguments.out)
+    voxel = recipe.grid.voxel_size * recipe.label_pool
+    crowd = logs(label_volumes(torch.from_numpy(seen.probabilities) / 255, voxel))
+    print(f"{len(people.records)} simulated people on {len(unseen)} heads, model {recipe.name} {model.model.version}.")
+    print("Figures on simulated data verify the software; they say nothing about patients.")
+    for tracer in arguments.tracers or recipe.tracers:
+        results = measured(model, people, tracer, unseen.names)
+        specs = recipe.conditioning.variables
+        found = oracle(crowd, results, specs, tracer) if centiloid_equation(tracer) else None
+        print(heading(tracer))
+        for line in (*prediction_rows(results, tracer, found), *uncertainty_rows(results, tracer, found)):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
