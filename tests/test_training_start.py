@@ -12,7 +12,9 @@ from models_small import small_model, small_recipe, with_autoencoder
 from bids_petsynth.cli.main import main
 from bids_petsynth.errors import UsageError
 from bids_petsynth.models.folder import load_model, save_model
+from bids_petsynth.models.recipe import load_recipe
 from bids_petsynth.training.generator import Run, _phase_minutes, check_start, train
+from bids_petsynth.training.simulated import SimulatedGround
 
 TEXT = {"style": "template", "encoder": "hashed", "width": 32, "tokens": 8}
 
@@ -74,3 +76,12 @@ def test_an_adapted_training_goes_on_from_the_others_weights_and_units(tmp_path)
     assert second.latent_mean == first.latent_mean and second.variables == first.variables
     old, new = (torch.cat([p.flatten() for p in m.denoiser.parameters()]) for m in (first, second))
     assert 0 < (old - new).abs().max() < 1e-3  # the folder keeps half precision
+    origin = load_model(tmp_path / "first" / "model").weights_sha256
+    assert origin in second.card and "--init-from" in second.card and "--init-from" not in first.card
+
+
+def test_the_card_names_a_built_in_recipe_only_where_it_is_that(tmp_path):
+    recipe = load_recipe("petsynth")
+    assert "--recipe petsynth --minutes 5" in SimulatedGround(tmp_path, recipe).command(5)
+    for other in (recipe.model_copy(update={"n_draws": 3}), recipe.model_copy(update={"name": "mine"})):
+        assert "--recipe recipe.toml" in SimulatedGround(tmp_path, other).command(5)

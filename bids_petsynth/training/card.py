@@ -46,8 +46,9 @@ def model_card(
     minutes: float,
     steps: int,
     note: str = "",
+    start: Model | None = None,
 ) -> str:
-    """``MODEL_CARD.md`` filled from the run; ``note`` tells whose the figures are."""
+    """``MODEL_CARD.md`` filled from the run; ``note`` tells whose the figures are, ``start`` what it began with."""
     recipe = model.recipe
     rows = [
         f"| {tracer} | {f['mae']:.3f} | {f['mae_of_mean']:.3f} | {f['bias']:+.3f} | {f['voxel_r']:.3f} | "
@@ -89,8 +90,17 @@ Regional SUVR over all regions; the baseline predicts every region's mean over t
 
 ## Training
 `{ground.command(minutes)}`: {steps} steps of
-{recipe.training.batch} examples, seed {recipe.training.seed}, finished {model.version}.
+{recipe.training.batch} examples, seed {recipe.training.seed}, finished {model.version}.{_origin(start)}
 """
+
+
+def _origin(start: Model | None) -> str:
+    """What the card says of the model that a training began with."""
+    if start is None:
+        return ""
+    return f"""
+It began with the weights of the model {start.recipe.name} of {start.version} (`--init-from`, SHA-256 of its weights
+{start.weights_sha256}): what that model's card says of data and licence holds for these weights too."""
 
 
 def spread_section(spread: Mapping[str, float], target_spread: Mapping[str, float], simulated: bool) -> str:

@@ -251,7 +251,7 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
     trained = replace(trained, **calibration, ranges=ground.ranges(), surface=_normative(ground, recipe, run))
     given = "Each synthetic scan was made given all other scans of the person that the recipe takes."
     note = " ".join(filter(None, (held.note, given if set(recipe.conditioning.sources) - {"T1w"} else "")))
-    card = model_card(trained, ground, figures, sensitivity, loop.state.elapsed / 60, loop.state.step, note)
+    card = model_card(trained, ground, figures, sensitivity, loop.state.elapsed / 60, loop.state.step, note, start)
     trained = replace(trained, card=card)
     save_model(trained, out / "model")
     (out / "figures.json").write_text(json.dumps({"figures": figures, **calibration}, indent=2) + "\n")

@@ -2,7 +2,7 @@
 
 ``python -m bids_petsynth.training.refining GRID OUT`` trains on the heads that ``training.grid heads`` prepared, with
 the installed labelling network. What lies between the labelling network and this one (averaging, the model grid) is as
-in use, and the images vary mildly only: contrasts made from labels would have borders where the labels have them, not
+in use, and images keep a real contrast: contrasts made from labels would have borders where the labels have them, not
 where a scan shows them.
 """
 
@@ -40,6 +40,9 @@ READINGS = 2
 #: SD of the smooth noise on the labelling network's logits, and the voxels between its knots: that network knows the
 #: heads of training better than those it will meet. With this noise its Dice on them is that on unseen ones.
 NOISE, KNOTS = 1.2, 6
+#: SD of the logarithm of the power that images are raised to. With .12 the cortex of a scan grew by a tenth when the
+#: scan was raised to .7.
+CONTRAST = 0.25
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class Reading:
 
 
 def varied(image: Tensor, rng: Generator) -> Tensor:
-    """An image with white matter at about 1, with a slightly other contrast, bias field and noise."""
-    image = image.clamp(min=0) ** math.exp(0.12 * normal(rng, 1).clamp(-2, 2).item())
+    """An image with white matter at about 1, with another contrast, bias field and noise."""
+    image = image.clamp(min=0) ** math.exp(CONTRAST * normal(rng, 1).clamp(-2, 2).item())
     image = image * torch.exp(uniform(rng, 0.0, 0.06) * smooth_field(rng, tuple(image.shape), (4, 4, 4))[0, 0])
     return image * uniform(rng, 0.95, 1.05) + uniform(rng, 0.0, 0.03) * normal(rng, *image.shape)
 

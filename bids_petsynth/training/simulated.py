@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from bids_petsynth.models.conditioning import is_pet
-from bids_petsynth.models.recipe import Recipe
+from bids_petsynth.models.recipe import Recipe, load_recipe
+from bids_petsynth.tables import data_path
 from bids_petsynth.training.labelling import UNSEEN
 from bids_petsynth.training.pairs import Heads, Record, TrainingCase, draw_records, load_heads, simulate_case
 from bids_petsynth.training.regional import RegionalPeople, simulate_regions, training_ranges
@@ -99,9 +100,10 @@ class SimulatedGround:
 - The weights derive from those scans and are shared under CC BY-SA 3.0 too."""
 
     def command(self, minutes: float) -> str:
-        return (
-            f"python -m bids_petsynth.training.generator ARRAYS OUT --recipe {self.recipe.name} --minutes {minutes:.0f}"
-        )
+        named = data_path("recipes", f"{self.recipe.name}.toml")
+        own = not named.is_file() or load_recipe(named) != self.recipe
+        recipe = "recipe.toml" if own else self.recipe.name
+        return f"python -m bids_petsynth.training.generator ARRAYS OUT --recipe {recipe} --minutes {minutes:.0f}"
 
     @property
     def _voxel(self) -> float:
