@@ -24,11 +24,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from model import measure
 from model_tables import without_plasma
 from recipe_variants import VARIANTS, Variant, recipe_of
 
 from bids_petsynth.anatomy.alignment import template_grid
-from bids_petsynth.anatomy.regions import lookup
 from bids_petsynth.clinical.language import TextOptions, TextReader
 from bids_petsynth.clinical.llm import Endpoint
 from bids_petsynth.errors import InputError
@@ -40,7 +40,7 @@ from bids_petsynth.models.denoiser import parameters_in_millions
 from bids_petsynth.models.folder import Model, load_model
 from bids_petsynth.models.recipe import Recipe, load_recipe
 from bids_petsynth.models.synthesizer import Synthesizer, reader_of
-from bids_petsynth.pet.quantification import normalise, quantify, region_means
+from bids_petsynth.pet.quantification import normalise, quantify
 from bids_petsynth.pet.tracers import default_cutoff
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training.generator import Run, train
@@ -155,7 +155,6 @@ def person(engine: Synthesizer, variant: Variant, case: TrainingCase, number: in
     """The figures of one person."""
     recipe, spec = engine.model.recipe, tracer_named(TRACER)
     grid = template_grid(tuple(recipe.grid.shape), recipe.grid.voxel_size)
-    codes = [code for code, _, _, region in lookup() if region.tissue != "csf"]
     labels = dseg_codes(case.measured.numpy(), grid)
     record = case.record if variant.plasma else without_plasma(case.record)
     n = 1 if recipe.draws_alike else draws
@@ -165,15 +164,10 @@ def person(engine: Synthesizer, variant: Variant, case: TrainingCase, number: in
     scan = normalise(case.pet[TRACER][None].numpy(), labels, grid, spec)
     foreseen = engine.foreseen(case.labels[None], labels, record, TRACER, n, number)
     both = [quantify(v, labels, grid, spec, foreseen=f) for v, f in ((made, foreseen), (scan, None))]
-    values = []
-    for volumes in (made, scan):
-        present, means, _ = region_means(volumes, labels, grid)
-        row = np.full((len(volumes), 256), np.nan)
-        row[:, present] = means
-        values.append(row[:, codes])
+    (regions, _), ((truth,), _) = (measure(volumes, labels, grid, spec) for volumes in (made, scan))
     return (
         image_figures(made.mean(0), scan[0], labels > 0, spec.display)
-        | {"head": case.head, "regions": values[0].tolist(), "truth": values[1][0].tolist()}
+        | {"head": case.head, "regions": regions.tolist(), "truth": truth.tolist()}
         | {"centiloid": both[0].centiloid.mean, "true_centiloid": both[1].centiloid.mean}
         | {"probability": both[0].probability_positive, "target": both[0].target.suvr.mean}
         | {"true_target": both[1].target.suvr.mean}

@@ -25,7 +25,7 @@ from bids_petsynth.evaluation.surface import (
 )
 from bids_petsynth.evaluation.template import Warp, into_template, landmark_warp, landmarks, sample_at
 from bids_petsynth.reports import surface as pictures
-from bids_petsynth.reports.figures import Figure
+from bids_petsynth.reports.canvas import Figure
 from bids_petsynth.types import Grid
 
 AXES = np.array([60.0, 75.0, 50.0])

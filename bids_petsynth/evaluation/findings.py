@@ -27,7 +27,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the report: sentences, tables and figures (``reports.figures.Figure``), in this order."""
+    """One part of the report: sentences, tables and figures (``reports.canvas.Figure``), in this order."""
 
     name: str
     title: str

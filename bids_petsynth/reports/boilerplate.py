@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bids_petsynth.bids.sidecars import has_regional_part
-from bids_petsynth.reports.content import Pet, Scan
-from bids_petsynth.reports.figures import target_label
+from bids_petsynth.reports.content import Pet, Scan, target_label
 from bids_petsynth.reports.pages import render
 from bids_petsynth.reports.wording import input_words, process_words, sampler_words
 from bids_petsynth.tables import data_path, read_table

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from bids_petsynth.reports.figures import BLUE, GREEN, ORANGE, SKY, VERMILION, Figure, jpeg, new_canvas, svg
+from bids_petsynth.reports.canvas import BLUE, GREEN, ORANGE, SKY, VERMILION, Figure, jpeg, new_canvas, svg
 
 #: Colours and shapes of groups: told apart by shape where colours are not seen.
 MARKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (VERMILION, "D"), (SKY, "v"), ("#555555", "P"))

@@ -13,6 +13,7 @@ from bids_petsynth.bids.naming import entities_of, output_path, sidecar_path
 from bids_petsynth.bids.tables import read_json, read_tsv
 from bids_petsynth.clinical.limits import untold
 from bids_petsynth.pet.tracers import Tracer
+from bids_petsynth.pet.tracers import targets as all_targets
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.types import Case
 
@@ -220,3 +221,9 @@ def number(text: str | None) -> float | None:
         return float(text) if text not in (None, "", "n/a") else None
     except ValueError:
         return None
+
+
+def target_label(pet: Pet) -> str:
+    """Name for people of the composite that sums the scan up."""
+    name = pet.measures.get("target", "")
+    return all_targets()[name].label if name in all_targets() else name

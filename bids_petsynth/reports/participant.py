@@ -18,9 +18,9 @@ from bids_petsynth.clinical.variables import variables
 from bids_petsynth.errors import ModelError
 from bids_petsynth.models.folder import training_ranges
 from bids_petsynth.pet.tracers import default_cutoff
-from bids_petsynth.reports import figures, surface, viewer
+from bids_petsynth.reports import bars, figures, surface, viewer
 from bids_petsynth.reports.boilerplate import methods
-from bids_petsynth.reports.content import Pet, Row, Scan, number, read_participant
+from bids_petsynth.reports.content import Pet, Row, Scan, number, read_participant, target_label
 from bids_petsynth.reports.pages import render
 from bids_petsynth.tables import data_path
 from bids_petsynth.types import Case
@@ -159,10 +159,10 @@ def _parts(out_dir: Path, participant: str, scans: list[Scan], model: Path) -> d
                 figures.planes(scene, pet),
                 figures.mosaic(scene, pet),
                 figures.uncertainty(scene, pet),
-                figures.regional(pet, ranges),
+                bars.regional(pet, ranges),
                 surface.participant_figure(scan, pet, model),
             )
-            gauges[label, name] = keep(scan.case, figures.centiloid(pet), name)
+            gauges[label, name] = keep(scan.case, bars.centiloid(pet), name)
             parts[f"{label}_trc-{name}_desc-synthesis_pet.html"] = render(
                 "part_pet.html",
                 scan=scan,
@@ -172,9 +172,12 @@ def _parts(out_dir: Path, participant: str, scans: list[Scan], model: Path) -> d
         if scan.pets:
             if scan.classifier:
                 parts[f"{label}_desc-classifier_T1w.html"] = render("part_classifier.html", scan=scan)
-            bars = [keep(scan.case, figures.sensitivity(pet), pet.tracer.name) for pet in scan.pets]
+            moved = [keep(scan.case, bars.sensitivity(pet), pet.tracer.name) for pet in scan.pets]
             parts[f"{label}_desc-variables_T1w.html"] = render(
-                "part_variables.html", scan=scan, rows=_variable_rows(scan), figures=[bar for bar in bars if bar]
+                "part_variables.html",
+                scan=scan,
+                rows=_variable_rows(scan),
+                figures=[figure for figure in moved if figure],
             )
     parts[f"{sub}_desc-summary_T1w.html"] = render(
         "part_summary.html",
@@ -224,7 +227,7 @@ def _result(scan: Scan, pet: Pet, gauge: Mapping[str, str] | None) -> dict[str, 
     return {
         "scan": scan.title,
         "tracer": pet.tracer,
-        "target": figures.target_label(pet),
+        "target": target_label(pet),
         "suvr": text("target_suvr", "{:.2f}"),
         "suvr_interval": interval("target_suvr", "{:.2f}"),
         "centiloid": text("centiloid_approximate", "{:.0f}"),

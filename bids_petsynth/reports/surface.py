@@ -15,8 +15,9 @@ from bids_petsynth.errors import ModelError
 from bids_petsynth.evaluation.normative import Normative, model_normative, z_scores
 from bids_petsynth.evaluation.surface import Surface, project_person, template_surface
 from bids_petsynth.evaluation.template import setting
+from bids_petsynth.reports.canvas import Figure, bare, colour_bar, jpeg, new_canvas
 from bids_petsynth.reports.content import Pet, Scan
-from bids_petsynth.reports.figures import Figure, bare, colour_bar, jpeg, new_canvas, sample
+from bids_petsynth.reports.figures import sample
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bids_petsynth.pet.tracers import Tracer
-from bids_petsynth.reports.figures import bare, colour_bar, display_of, jpeg, new_canvas
+from bids_petsynth.reports.canvas import bare, colour_bar, jpeg, new_canvas
+from bids_petsynth.reports.figures import display_of
 from bids_petsynth.reports.pages import render
 
 

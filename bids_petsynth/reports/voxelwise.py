@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 from bids_petsynth.evaluation.surface import template_brain
-from bids_petsynth.reports.figures import Figure, bare, colour_bar, jpeg, new_canvas
+from bids_petsynth.reports.canvas import Figure, bare, colour_bar, jpeg, new_canvas
 from bids_petsynth.types import Grid
 
 #: Level of the false discovery rate below which t is drawn in full colour.

@@ -17,7 +17,8 @@ from bids_petsynth.evaluation.groups import numbers
 from bids_petsynth.evaluation.normative import Normative, model_normative, z_scores
 from bids_petsynth.evaluation.surface import Projection, correlation, setting, statistic_of, template_surface
 from bids_petsynth.evaluation.voxelwise import VoxelwiseMaps
-from bids_petsynth.reports.figures import Figure, display_of
+from bids_petsynth.reports.canvas import Figure
+from bids_petsynth.reports.figures import display_of
 from bids_petsynth.reports.surface import surface_figure, z_figure
 from bids_petsynth.reports.voxelwise import voxelwise_figure
 from bids_petsynth.workflows.comparisons import Outcome, kept_maps
