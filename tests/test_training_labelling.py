@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from bids_petsynth.anatomy import network
 from bids_petsynth.anatomy.network import UNet, refining_net
 from bids_petsynth.anatomy.regions import n_classes, regions
-from bids_petsynth.anatomy.segmentation import averaged, load_network, sharpened, white_at_one
+from bids_petsynth.anatomy.segmentation import averaged, load_network, sharpened, usual_contrast
 from bids_petsynth.folding import fold, unfold
 from bids_petsynth.training import labelling, refining
 from bids_petsynth.training.augment import Pose, on_grid, random_shape
@@ -125,7 +125,7 @@ def trained_whole_and_in_parts(train, name, plan, tmp_path, monkeypatch):
     return whole
 
 
-WHITE = next(r.index for r in regions() if r.tissue == "wm")
+WHITE, GREY_MATTER = (next(r.index for r in regions() if r.tissue == tissue) for tissue in ("wm", "gm"))
 
 
 class Coarse(torch.nn.Module):
@@ -190,8 +190,18 @@ def test_averaged_logits_are_those_of_each_move_moved_back():
     torch.testing.assert_close(found, expected.view(1, 1, -1, 1).expand(1, 5, 8, 6))
 
 
-def test_white_matter_is_at_one():
-    image, probabilities = torch.rand(4, 4, 4) + 2, torch.zeros(n_classes(), 4, 4, 4)
-    assert torch.equal(white_at_one(image, probabilities), image)  # none is found
+def test_contrast_is_brought_to_the_usual():
+    rng = torch.Generator().manual_seed(0)
+    image, probabilities = 0.1 * torch.rand(6, 4, 4, generator=rng) + 0.4, torch.zeros(n_classes(), 6, 4, 4)
+    assert torch.equal(usual_contrast(image, probabilities), image)  # nothing is found
+    image[:2] *= 1.8
     probabilities[WHITE, :2] = 0.9
-    assert white_at_one(image, probabilities)[:2].median().item() == pytest.approx(1, rel=1e-6)
+    assert usual_contrast(image, probabilities)[:2].median().item() == pytest.approx(1, rel=1e-6)
+    probabilities[GREY_MATTER, 2:4] = 0.9
+    usual = usual_contrast(image, probabilities)
+    assert usual[2:4].median().item() == pytest.approx(0.72, rel=1e-4)
+    # a power and a factor, which contrasts differ by, are undone
+    torch.testing.assert_close(usual_contrast(3 * image**0.7, probabilities), usual, atol=1e-4, rtol=1e-4)
+    bright = image.clone()
+    bright[2:4] += 1  # grey matter above white: another contrast than T1w, which no power makes one
+    assert torch.equal(usual_contrast(bright, probabilities), bright / bright[:2].median())

@@ -109,7 +109,7 @@ class Refiner(nn.Module):
 
     Notes
     -----
-    Input ``(N, 1, X, Y, Z)``, the T1w with white matter at about 1, and ``(N, classes, X, Y, Z)``, the probabilities;
+    Input ``(N, 1, X, Y, Z)``, the T1w in the usual contrast, and ``(N, classes, X, Y, Z)``, the probabilities;
     output ``(N, classes, X, Y, Z)``. Untrained it adds nothing.
     """
 

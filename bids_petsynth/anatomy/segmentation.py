@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +29,8 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 #: Moves (voxels) of the head under which the labelling network reads it: it works at half the resolution, and where its
 #: cubes of voxels fall must not matter.
 PLACEMENTS = ((0, 0, 0), (1, 1, 1))
+#: Grey matter's share of white matter's intensity in the heads of training.
+GREY = 0.72
 
 
 def weights_path(name: str) -> Path:
@@ -91,16 +94,28 @@ def averaged(net: UNet, image: Tensor, moves: Iterable[tuple[int, int, int]] = (
     return logits[:, :nx, :ny, :nz]
 
 
-def white_at_one(image: Tensor, probabilities: Tensor) -> Tensor:
-    """An image ``(X, Y, Z)`` divided by its median where white matter is likely; as it is where none is."""
-    white = probabilities[[r.index for r in regions() if r.tissue == "wm"]].sum(0) > 0.5
-    return image / image[white].median().clamp(min=1e-6) if white.any() else image
+def usual_contrast(image: Tensor, probabilities: Tensor) -> Tensor:
+    """An image ``(X, Y, Z)`` with white matter at 1 and, by a power, grey matter at :data:`GREY`.
+
+    Levels are medians where the probabilities ``(C, X, Y, Z)`` say that the tissue is likely. What is not found, or is
+    not darker than white matter, is left as it is. Scanners and sequences then look alike to the refining network.
+    """
+
+    def level(tissue: str) -> float:
+        inside = probabilities[[region.index for region in regions() if region.tissue == tissue]].sum(0) > 0.5
+        return image[inside].median().item() if inside.any() else 0.0
+
+    white, grey = level("wm"), level("gm")
+    if white <= 0:
+        return image
+    power = math.log(GREY) / math.log(grey / white) if 0 < grey < white else 1.0
+    return (image / white).clamp(min=0) ** min(max(power, 0.5), 2.0)
 
 
 def sharpened(net: Refiner, image: Tensor, logits: Tensor) -> Tensor:
     """The labelling network's logits ``(C, X, Y, Z)`` with what the refining network adds, the mirrored head alike."""
     probabilities = logits.softmax(0)
-    image, probabilities = white_at_one(image, probabilities)[None, None], probabilities[None]
+    image, probabilities = usual_contrast(image, probabilities)[None, None], probabilities[None]
     with fast_autocast(image.device.type):
         added = net(image, probabilities)[0] + net(image.flip(2), probabilities.flip(2))[0].flip(1)
     return logits + added.float() / 2

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 
 from bids_petsynth.anatomy.network import UNet, refining_net
 from bids_petsynth.anatomy.regions import n_classes
-from bids_petsynth.anatomy.segmentation import PLACEMENTS, averaged, load_network, normalised, white_at_one
+from bids_petsynth.anatomy.segmentation import PLACEMENTS, averaged, load_network, normalised, usual_contrast
 from bids_petsynth.devices import fast_autocast
 from bids_petsynth.training.augment import chance, normal, smooth_field, uniform
 from bids_petsynth.training.labelling import (
@@ -47,7 +47,7 @@ CONTRAST = 0.25
 
 @dataclass(frozen=True)
 class Reading:
-    """A head in :data:`WINDOW`: T1w ``(X, Y, Z)``, the labelling network's logits ``(C, X, Y, Z)``, true classes."""
+    """A head in :data:`WINDOW`: T1w in the usual contrast ``(X, Y, Z)``, logits ``(C, X, Y, Z)``, true classes."""
 
     image: Tensor
     logits: Tensor
@@ -55,7 +55,7 @@ class Reading:
 
 
 def varied(image: Tensor, rng: Generator) -> Tensor:
-    """An image with white matter at about 1, with another contrast, bias field and noise."""
+    """An image in the usual contrast with another one, bias field and noise."""
     image = image.clamp(min=0) ** math.exp(CONTRAST * normal(rng, 1).clamp(-2, 2).item())
     image = image * torch.exp(uniform(rng, 0.0, 0.06) * smooth_field(rng, tuple(image.shape), (4, 4, 4))[0, 0])
     return image * uniform(rng, 0.95, 1.05) + uniform(rng, 0.0, 0.03) * normal(rng, *image.shape)
@@ -65,7 +65,7 @@ def varied(image: Tensor, rng: Generator) -> Tensor:
 def read(net: UNet, image: Tensor, classes: Tensor, device: str) -> Reading:
     """What the labelling network says of a head on the whole grid, cut to the window around the brain."""
     logits = averaged(net, torch.from_numpy(normalised(image.numpy())).to(device), PLACEMENTS).cpu()
-    image = white_at_one(image, logits.softmax(0))
+    image = usual_contrast(image, logits.softmax(0))
     classes = torch.where(classes < n_classes(), classes, 0)
     where = (classes > 0).nonzero()
     middle = (where.amin(0) + where.amax(0)) // 2
