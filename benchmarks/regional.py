@@ -10,7 +10,9 @@ means over soft labels, as the flow is trained; ``model.py`` measures images of 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,7 @@ from model import PEOPLE_SEED, save
 from model_tables import VARIANTS, Results, heading, oracle, prediction_rows, uncertainty_rows, vector, without_plasma
 
 from bids_petsynth.anatomy.regions import regions
-from bids_petsynth.models.recipe import Recipe
-from bids_petsynth.models.regional import label_volumes
+from bids_petsynth.models.regional import label_volumes, log_volumes
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.pet.tracers import centiloid_equation, target_weights
 from bids_petsynth.pet.tracers import tracer as tracer_named
@@ -33,21 +34,17 @@ from bids_petsynth.training.simulated import workers
 CLASSES = [region.index for region in regions() if region.tissue != "csf"]
 
 
-def people_of(heads: Heads, recipe: Recipe, n: int, out: Path) -> RegionalPeople:
-    """Simulated people on the heads, scanned with all of the recipe's tracers; kept under ``out``."""
-    path = out / f"regions_{n}.npz"
+def people_of(heads: Heads, tracers: Sequence[str], voxel_size: float, n: int, out: Path) -> RegionalPeople:
+    """Simulated people on the heads, scanned with all of the tracers; kept under ``out`` for just these heads."""
+    of = hashlib.sha256(heads.classes.tobytes() + heads.measured.tobytes()).hexdigest()[:8]
+    path = out / f"{'-'.join(tracers)}_{n}_{of}.npz"
     if not path.is_file():
-        made = simulate_regions(heads, recipe.tracers, recipe.grid.voxel_size, n, PEOPLE_SEED, workers())
+        made = simulate_regions(heads, tracers, voxel_size, n, PEOPLE_SEED, workers())
         records = np.array([json.dumps(record) for record in made.records])
         save(path, {"records": records, "means": made.means.numpy(), "volumes": made.volumes.numpy()})
     with np.load(path, allow_pickle=False) as file:
         records = tuple(json.loads(str(record)) for record in file["records"])
         return RegionalPeople(records, torch.from_numpy(file["means"]), torch.from_numpy(file["volumes"]))
-
-
-def logs(volumes: torch.Tensor) -> np.ndarray:
-    """``(N, C - 1)`` logs of the volumes of all regions."""
-    return volumes[:, 1:].clamp(min=1e-3).log().double().numpy()
 
 
 def measured(model: Synthesizer, people: RegionalPeople, tracer: str, heads: tuple[str, ...]) -> Results:
@@ -57,7 +54,7 @@ def measured(model: Synthesizer, people: RegionalPeople, tracer: str, heads: tup
     true = people.means[:, place].double().numpy()
     figures = {
         "values": np.stack([vector(record, specs) for record in people.records]),
-        "volumes": logs(people.volumes),
+        "volumes": log_volumes(people.volumes[:, 1:]).double().numpy(),
         f"{tracer}/regional": true[:, CLASSES],
         f"{tracer}/target": (true * weights).sum(1),
     }
@@ -85,12 +82,12 @@ def main() -> None:
     recipe = model.model.recipe
     heads = load_heads(arguments.arrays, recipe)
     unseen, seen = heads.select(lambda name: name in UNSEEN), heads.select(lambda name: name not in UNSEEN)
-    people = people_of(unseen, recipe, arguments.people, arguments.out)
+    people = people_of(unseen, model.tracers, recipe.grid.voxel_size, arguments.people, arguments.out)
     voxel = recipe.grid.voxel_size * recipe.label_pool
-    crowd = logs(label_volumes(torch.from_numpy(seen.probabilities) / 255, voxel))
+    crowd = log_volumes(label_volumes(torch.from_numpy(seen.probabilities) / 255, voxel)[:, 1:]).double().numpy()
     print(f"{len(people.records)} simulated people on {len(unseen)} heads, model {recipe.name} {model.model.version}.")
     print("Figures on simulated data verify the software; they say nothing about patients.")
-    for tracer in arguments.tracers or recipe.tracers:
+    for tracer in arguments.tracers or model.tracers:
         results = measured(model, people, tracer, unseen.names)
         specs = recipe.conditioning.variables
         found = oracle(crowd, results, specs, tracer) if centiloid_equation(tracer) else None

@@ -1,4 +1,4 @@
-"""What a device computes fast; both networks ask it."""
+"""What a device computes fast; all networks ask it."""
 
 from __future__ import annotations
 

@@ -127,8 +127,10 @@ def test_perfect_draws_are_covered_nominally_however_few(m):
     draws, truth = RNG.standard_normal((6000, m)), RNG.standard_normal(6000)
     covered = uncertainty.inside(truth, uncertainty.predictive_intervals(draws)).mean(0)
     assert covered == pytest.approx([0.80, 0.95], abs=0.02)
-    assert uncertainty.spread_skill(truth, draws) == pytest.approx(1.0, abs=0.05)
-    assert uncertainty.spread_skill(truth, draws / 2) < 0.75
+    spread, error = uncertainty.spread_and_error(truth, draws)
+    assert spread.mean() / error.mean() == pytest.approx(1.0, abs=0.1)
+    spread, error = uncertainty.spread_and_error(truth, draws / 2)
+    assert spread.mean() / error.mean() < 0.56
 
 
 def test_unknown_truth_is_not_counted_as_missed():

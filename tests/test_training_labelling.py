@@ -159,6 +159,10 @@ def test_refining_net_finds_the_image_s_borders_and_resumes(tmp_path, monkeypatc
         fine = sharpened(net, image, coarse)
     before, after = (evaluate([found.argmax(0)], [truth])[0] for found in (coarse, fine))
     assert before < 0.9 and after > 0.97
+    # it is the image that tells, not the labels that it is given
+    with torch.inference_mode():
+        blind = sharpened(net, torch.full_like(image, 0.65), coarse)
+    assert evaluate([blind.argmax(0)], [truth])[0] < 0.93
     # the log tells the same of the unseen head, whose image is not mirrored there
     assert float((whole / "log.csv").read_text().splitlines()[-1].split(",")[2]) == pytest.approx(after, abs=0.02)
 
@@ -184,7 +188,13 @@ def test_averaged_logits_are_those_of_each_move_moved_back():
         def forward(self, image):
             return torch.arange(float(image.shape[3])).view(1, 1, 1, -1, 1).expand_as(image)
 
-    found = averaged(Places(), torch.rand(5, 8, 6), ((0, 0, 0), (1, 2, 1)))
+    class Itself(Places):
+        def forward(self, image):
+            return image
+
+    image, moves = torch.rand(5, 8, 6), ((0, 0, 0), (1, 2, 1))
+    torch.testing.assert_close(averaged(Itself(), image, moves)[0], image)
+    found = averaged(Places(), image, moves)
     assert found.shape == (1, 5, 8, 6)
     expected = (torch.arange(8) + torch.arange(8).roll(-2)) / 2
     torch.testing.assert_close(found, expected.view(1, 1, -1, 1).expand(1, 5, 8, 6))
@@ -202,6 +212,8 @@ def test_contrast_is_brought_to_the_usual():
     assert usual[2:4].median().item() == pytest.approx(0.72, rel=1e-4)
     # a power and a factor, which contrasts differ by, are undone
     torch.testing.assert_close(usual_contrast(3 * image**0.7, probabilities), usual, atol=1e-4, rtol=1e-4)
-    bright = image.clone()
-    bright[2:4] += 1  # grey matter above white: another contrast than T1w, which no power makes one
-    assert torch.equal(usual_contrast(bright, probabilities), bright / bright[:2].median())
+    for grey, power in ((0.01, 0.5), (1.5, 2.0)):  # no T1w, which no power makes one
+        strange = image.clone()
+        strange[2:4] = grey * image[:2].median()
+        expected = (strange / strange[:2].median()) ** power
+        torch.testing.assert_close(usual_contrast(strange, probabilities), expected, atol=1e-4, rtol=1e-4)

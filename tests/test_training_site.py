@@ -12,7 +12,7 @@ import pytest
 from bids_petsynth.bids.pets import pair, with_pets
 from bids_petsynth.errors import InputError
 from bids_petsynth.training import real, site
-from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid, PetScan
+from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid, OtherScan, PetScan
 
 LOADS = {"near": 70.0, "far": 5.0, "unreadable": None}
 
@@ -93,6 +93,21 @@ def test_two_processes_may_write_the_same_file_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getpid", lambda: 1)
     real._write(path, values=np.ones(3))
     assert [p.name for p in tmp_path.iterdir()] == ["head.npz"]
+
+
+def test_what_other_labels_were_used_for_is_prepared_again(tmp_path, monkeypatch):
+    """Reference regions and masks are the labels', so a scan that was prepared with others does not fit a new head."""
+    made = []
+    scan = OtherScan("01", "base", "T2w", tmp_path / "T2w.nii.gz")
+    scan.path.write_bytes(b"an image")
+    anatomy = Anatomy(np.ones((2, 2, 2), np.float32), np.ones((2, 2, 2), int), np.zeros(0), Grid((2, 2, 2), np.eye(4)))
+    monkeypatch.setattr("bids_petsynth.anatomy.others.prepare_other", lambda *_: made.append(1) or np.ones((2, 2, 2)))
+    monkeypatch.setattr("bids_petsynth.reports.training.other_picture", lambda *_: b"picture")
+    (tmp_path / "scans").mkdir()
+    paths = [site._other(scan, anatomy, site.Preparation(tmp_path))[0] for _ in range(2)]
+    monkeypatch.setattr("bids_petsynth.anatomy.segmentation.weights_hash", lambda: "other weights")
+    paths.append(site._other(scan, anatomy, site.Preparation(tmp_path))[0])
+    assert len(made) == 2 and paths[0] == paths[1] != paths[2]
 
 
 @dataclass

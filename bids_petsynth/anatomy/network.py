@@ -145,4 +145,4 @@ def labelling_net(classes: int) -> UNet:
 
 def refining_net(classes: int) -> Refiner:
     """Sharpens the labels on the model grid."""
-    return Refiner(classes, 32)
+    return Refiner(classes, 32).to(memory_format=torch.channels_last_3d)  # a CPU takes two thirds of the time

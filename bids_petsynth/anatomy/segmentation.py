@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -77,14 +77,14 @@ def normalised(data: np.ndarray) -> np.ndarray:
     return np.clip(data / max(top, 1e-6), 0, 4).astype(np.float32)
 
 
-def averaged(net: UNet, image: Tensor, moves: Iterable[tuple[int, int, int]] = ((0, 0, 0),)) -> Tensor:
+def averaged(net: UNet, image: Tensor, moves: Sequence[tuple[int, int, int]] = ((0, 0, 0),)) -> Tensor:
     """Logits ``(C, X, Y, Z)`` of an image ``(X, Y, Z)``, averaged over moves of the head and its mirror image.
 
     The classes are side-less, so a mirrored head has the same ones.
     """
     pad = [(-n) % net.multiple for n in image.shape]
     padded = F.pad(image, (0, pad[2], 0, pad[1], 0, pad[0]))[None, None]
-    logits, moves = torch.zeros((), device=image.device), tuple(moves)
+    logits = torch.zeros((), device=image.device)
     with fast_autocast(image.device.type):
         for move in moves:
             moved = padded.roll(move, (2, 3, 4))
@@ -97,8 +97,8 @@ def averaged(net: UNet, image: Tensor, moves: Iterable[tuple[int, int, int]] = (
 def usual_contrast(image: Tensor, probabilities: Tensor) -> Tensor:
     """An image ``(X, Y, Z)`` with white matter at 1 and, by a power, grey matter at :data:`GREY`.
 
-    Levels are medians where the probabilities ``(C, X, Y, Z)`` say that the tissue is likely. What is not found, or is
-    not darker than white matter, is left as it is. Scanners and sequences then look alike to the refining network.
+    Levels are medians where the probabilities ``(C, X, Y, Z)`` say that the tissue is likely; what is not found is left
+    as it is. The power is .5 to 2. Scanners and sequences then look alike to the refining network.
     """
 
     def level(tissue: str) -> float:
@@ -108,8 +108,8 @@ def usual_contrast(image: Tensor, probabilities: Tensor) -> Tensor:
     white, grey = level("wm"), level("gm")
     if white <= 0:
         return image
-    power = math.log(GREY) / math.log(grey / white) if 0 < grey < white else 1.0
-    return (image / white).clamp(min=0) ** min(max(power, 0.5), 2.0)
+    share = min(max(grey / white, GREY**2), GREY**0.5) if grey > 0 else GREY
+    return (image / white).clamp(0, 4) ** (math.log(GREY) / math.log(share))
 
 
 def sharpened(net: Refiner, image: Tensor, logits: Tensor) -> Tensor:

@@ -51,20 +51,11 @@ def crps_fair(truth: np.ndarray, draws: np.ndarray) -> np.ndarray:
     return np.abs(draws - truth[..., None]).mean(-1) - pairs / (2 * m * (m - 1))
 
 
-def spread_skill(truth: np.ndarray, draws: np.ndarray) -> float:
-    """Spread of the draws over the error of their mean: 1 if calibrated, below 1 if the draws vary too little.
-
-    ``truth (...)``, ``draws (..., M)``, see :func:`spread_and_error`. NaN is left out.
-    """
-    spread, error = spread_and_error(truth, draws)
-    return float(np.sqrt(np.nanmean(spread) / np.nanmean(error)))
-
-
 def spread_and_error(truth: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Variance and squared error ``(...)`` that are equal in the mean if ``draws (..., M)`` are calibrated.
 
-    The variance of the draws is multiplied by ``(M + 1) / M`` because the mean of M draws misses too (Fortin, J.
-    Hydrometeorol. 15 (2014) 1708).
+    Of ``truth (...)`` and the mean of the draws. Their variance is multiplied by ``(M + 1) / M`` because the mean of M
+    draws misses too (Fortin, J. Hydrometeorol. 15 (2014) 1708).
     """
     m = draws.shape[-1]
     return draws.var(-1, ddof=1) * (m + 1) / m, (draws.mean(-1) - truth) ** 2

@@ -20,6 +20,7 @@ from bids_petsynth.models.folder import training_ranges
 from bids_petsynth.pet.tracers import default_cutoff
 from bids_petsynth.reports import bars, figures, surface, viewer
 from bids_petsynth.reports.boilerplate import methods
+from bids_petsynth.reports.canvas import Figure
 from bids_petsynth.reports.content import Pet, Row, Scan, number, read_participant, target_label
 from bids_petsynth.reports.pages import render
 from bids_petsynth.tables import data_path
@@ -126,7 +127,7 @@ def _parts(out_dir: Path, participant: str, scans: list[Scan], model: Path) -> d
     """Parts of the page by the BIDS-like names under which nireports finds them."""
     text = methods(scans)
 
-    def keep(case: Case, figure: figures.Figure | None, tracer: str = "") -> dict[str, str] | None:
+    def keep(case: Case, figure: Figure | None, tracer: str = "") -> dict[str, str] | None:
         """Write a figure beside the report and return it as the page takes it."""
         if figure is None:
             return None

@@ -1,4 +1,4 @@
-"""Training of the two networks that read a head, on prepared arrays with torch alone.
+"""Training of the networks that find and label a head, on prepared arrays with torch alone.
 
 ``python -m bids_petsynth.training.labelling prepare DATASET ARRAYS`` reads a BIDS dataset whose
 ``derivatives/dlmuse`` holds DLMUSE segmentations; ``… train locating ARRAYS OUT`` and ``… train labelling ARRAYS OUT``
@@ -148,7 +148,7 @@ def evaluate(found: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[float, 
 
 @dataclass(frozen=True)
 class Task:
-    """What one of the two networks is trained on.
+    """What the locating or the labelling network is trained on.
 
     Attributes
     ----------

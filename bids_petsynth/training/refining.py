@@ -55,16 +55,18 @@ class Reading:
 
 
 def varied(image: Tensor, rng: Generator) -> Tensor:
-    """An image in the usual contrast with another one, bias field and noise."""
+    """An image with another contrast, bias field and noise."""
     image = image.clamp(min=0) ** math.exp(CONTRAST * normal(rng, 1).clamp(-2, 2).item())
     image = image * torch.exp(uniform(rng, 0.0, 0.06) * smooth_field(rng, tuple(image.shape), (4, 4, 4))[0, 0])
-    return image * uniform(rng, 0.95, 1.05) + uniform(rng, 0.0, 0.03) * normal(rng, *image.shape)
+    noisy = image * uniform(rng, 0.95, 1.05) + uniform(rng, 0.0, 0.03) * normal(rng, *image.shape)
+    return noisy.clamp(min=0)
 
 
 @torch.inference_mode()
 def read(net: UNet, image: Tensor, classes: Tensor, device: str) -> Reading:
     """What the labelling network says of a head on the whole grid, cut to the window around the brain."""
-    logits = averaged(net, torch.from_numpy(normalised(image.numpy())).to(device), PLACEMENTS).cpu()
+    image = torch.from_numpy(normalised(image.numpy()))
+    logits = averaged(net, image.to(device), PLACEMENTS).cpu()
     image = usual_contrast(image, logits.softmax(0))
     classes = torch.where(classes < n_classes(), classes, 0)
     where = (classes > 0).nonzero()
@@ -81,7 +83,6 @@ def train(arrays: Path, out: Path, plan: Plan, device: str = "cpu") -> None:
     """Train the ``refining`` network (see :func:`bids_petsynth.training.labelling.fit`)."""
     torch.manual_seed(plan.seed)
     labelling, net = load_network("labelling", device=device), refining_net(n_classes()).to(device)
-    net = net.to(memory_format=torch.channels_last_3d)  # a CPU takes two thirds of the time
     seen: list[list[Reading]] = []
     held: list[Reading] = []
     with np.load(arrays, allow_pickle=False) as data:

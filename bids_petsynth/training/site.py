@@ -200,7 +200,7 @@ def _scan(pair: Pair, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[st
     from bids_petsynth.reports.training import pair_picture
 
     pet, spec = pair.pet, tracer_named(pair.pet.tracer)
-    key = hash_settings([_content(pet.path), dict(pet.sidecar), how.window_min, how.fwhm, anatomy.grid.affine.tolist()])
+    key = hash_settings([_content(pet.path), dict(pet.sidecar), how.window_min, how.fwhm, _way(anatomy)])
     path = how.work / "scans" / f"{pet.label}_{key[:12]}.npz"
     figures = path.with_suffix(".json")
     if not (path.is_file() and figures.is_file()):
@@ -223,7 +223,7 @@ def _other(scan: OtherScan, anatomy: Anatomy, how: Preparation) -> tuple[Path, d
     from bids_petsynth.anatomy.others import prepare_other
     from bids_petsynth.reports.training import other_picture
 
-    key = hash_settings([_content(scan.path), scan.modality, anatomy.grid.affine.tolist()])
+    key = hash_settings([_content(scan.path), scan.modality, _way(anatomy)])
     path = how.work / "scans" / f"{scan.label}_{key[:12]}.npz"
     if not path.is_file():
         store_scan(prepare_other(scan, anatomy, how.seed), path)
@@ -232,6 +232,13 @@ def _other(scan: OtherScan, anatomy: Anatomy, how: Preparation) -> tuple[Path, d
         image = load_scan(path).numpy()
         picture.write_bytes(other_picture(anatomy.t1w, image, anatomy.labels > 0, scan.modality))
     return path, {"picture": f"{path.parent.name}/{picture.name}"}
+
+
+def _way(anatomy: Anatomy) -> list[object]:
+    """What of a head decides how its other scans are prepared: where it lies, and what labelled it."""
+    from bids_petsynth.anatomy.segmentation import weights_hash
+
+    return [anatomy.grid.affine.tolist(), weights_hash()]
 
 
 def _content(path: Path) -> str:
