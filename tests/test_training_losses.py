@@ -75,6 +75,7 @@ def test_ssim_is_that_of_gaussian_filters_away_from_the_border(shape, sigma):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_ssim_is_that_of_scikit_image(shape):
     from skimage import metrics
+
     a, b = pair(*shape)
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 3.0}
     expected = [
