@@ -105,7 +105,7 @@ def test_what_other_labels_were_used_for_is_prepared_again(tmp_path, monkeypatch
     monkeypatch.setattr("bids_petsynth.reports.training.other_picture", lambda *_: b"picture")
     (tmp_path / "scans").mkdir()
     paths = [site._other(scan, anatomy, site.Preparation(tmp_path))[0] for _ in range(2)]
-    monkeypatch.setattr("bids_petsynth.anatomy.segmentation.weights_hash", lambda: "other weights")
+    monkeypatch.setattr(site, "weights_hash", lambda: "other weights")
     paths.append(site._other(scan, anatomy, site.Preparation(tmp_path))[0])
     assert len(made) == 2 and paths[0] == paths[1] != paths[2]
 

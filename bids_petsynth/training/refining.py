@@ -107,24 +107,23 @@ def train(arrays: Path, out: Path, plan: Plan, device: str = "cpu") -> None:
         image = varied(one.image.float(), rng)
         return Reading(image.flip(axes), logits.flip([a + 1 for a in axes]), one.classes.flip(axes))
 
-    def learn(one: Reading, done: float) -> float:
-        logits = one.logits.to(device)
+    def read_again(net: nn.Module, one: Reading) -> tuple[Tensor, Tensor]:
+        """The labelling network's logits and what is added to them."""
+        logits = one.logits.float().to(device)
         with fast_autocast(device):
-            added = net(one.image[None, None].to(device), logits.softmax(0)[None])[0]
+            return logits, net(one.image.float()[None, None].to(device), logits.softmax(0)[None])[0]
+
+    def learn(one: Reading, done: float) -> float:
+        logits, added = read_again(net, one)
         target = one.classes.flatten().to(device)
         value, gradient = loss_and_gradient((logits + added).view(n_classes(), -1), target, weight(done))
         added.backward(gradient.view_as(added).to(added.dtype))
         return value.item()
 
     @torch.inference_mode()
-    def predict(ema: nn.Module, one: Reading) -> Tensor:
-        logits = one.logits.float().to(device)
-        with fast_autocast(device):
-            added = ema(one.image.float()[None, None].to(device), logits.softmax(0)[None])[0]
-        return (logits + added).argmax(0).cpu()
-
     def judge(ema: nn.Module) -> tuple[float, float, float]:
-        return evaluate([predict(ema, one) for one in held], [one.classes for one in held])
+        found = [torch.add(*read_again(ema, one)).argmax(0).cpu() for one in held]
+        return evaluate(found, [one.classes for one in held])
 
     fit("refining", net, out, plan, example, learn, judge)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bids_petsynth.anatomy.segmentation import weights_hash
 from bids_petsynth.bids.pets import Pair, preference, surplus
 from bids_petsynth.bids.sink import hash_file, hash_settings
 from bids_petsynth.errors import InputError, PetsynthError
@@ -176,7 +177,6 @@ def _row(pair: Pair, status: str, reason: str) -> dict[str, object]:
 def _head(case: Case, recipe: Recipe, how: Preparation) -> tuple[Path, Anatomy]:
     """A head on the model grid, kept under a name that changes with the scan, the grid and the networks that label."""
     from bids_petsynth.anatomy.head import analyse_head
-    from bids_petsynth.anatomy.segmentation import weights_hash
     from bids_petsynth.anatomy.volume import read_t1w
 
     grid = recipe.grid
@@ -200,7 +200,7 @@ def _scan(pair: Pair, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[st
     from bids_petsynth.reports.training import pair_picture
 
     pet, spec = pair.pet, tracer_named(pair.pet.tracer)
-    key = hash_settings([_content(pet.path), dict(pet.sidecar), how.window_min, how.fwhm, _way(anatomy)])
+    key = hash_settings([_content(pet.path), dict(pet.sidecar), how.window_min, how.fwhm, _way(anatomy.grid.affine)])
     path = how.work / "scans" / f"{pet.label}_{key[:12]}.npz"
     figures = path.with_suffix(".json")
     if not (path.is_file() and figures.is_file()):
@@ -223,7 +223,7 @@ def _other(scan: OtherScan, anatomy: Anatomy, how: Preparation) -> tuple[Path, d
     from bids_petsynth.anatomy.others import prepare_other
     from bids_petsynth.reports.training import other_picture
 
-    key = hash_settings([_content(scan.path), scan.modality, _way(anatomy)])
+    key = hash_settings([_content(scan.path), scan.modality, _way(anatomy.grid.affine)])
     path = how.work / "scans" / f"{scan.label}_{key[:12]}.npz"
     if not path.is_file():
         store_scan(prepare_other(scan, anatomy, how.seed), path)
@@ -234,11 +234,9 @@ def _other(scan: OtherScan, anatomy: Anatomy, how: Preparation) -> tuple[Path, d
     return path, {"picture": f"{path.parent.name}/{picture.name}"}
 
 
-def _way(anatomy: Anatomy) -> list[object]:
+def _way(affine: np.ndarray) -> list[object]:
     """What of a head decides how its other scans are prepared: where it lies, and what labelled it."""
-    from bids_petsynth.anatomy.segmentation import weights_hash
-
-    return [anatomy.grid.affine.tolist(), weights_hash()]
+    return [affine.tolist(), weights_hash()]
 
 
 def _content(path: Path) -> str:
