@@ -1,34 +1,21 @@
-"""Finding real PET scans in datasets that are tidy, untidy or broken, and the T1w of each."""
+"""Finding real PET scans in datasets that are tidy, untidy or broken."""
 
 from __future__ import annotations
 
 import json
-import re
-import tarfile
 import time
 from pathlib import Path
 
 import pytest
+from pets_small import add, canonical, dataset, write
 
 from bids_petsynth.bids.index import find_cases
 from bids_petsynth.bids.pets import find_pets, pair
 from bids_petsynth.errors import UsageError
-from bids_petsynth.pet.tracers import tracer
-from bids_petsynth.types import Case, PetScan
+from bids_petsynth.types import PetScan
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 EXAMPLES = DATA / "bids-examples"
-PETPREP = DATA / "petprep-derivatives" / "ds004869_testdata.tar.gz"
-
-
-def write(path: Path, content: str | dict = "x") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
-
-
-def canonical(name: str) -> str:
-    return tracer(name).name
 
 
 def names(scans) -> list[str]:
@@ -37,19 +24,7 @@ def names(scans) -> list[str]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A dataset with a participant without PET; tests add the scans that they are about."""
-    folder = tmp_path / "raw"
-    write(folder / "dataset_description.json", {"Name": "x", "BIDSVersion": "1.10.0"})
-    write(folder / "sub-00/anat/sub-00_T1w.nii.gz")
-    return folder
-
-
-def add(root: Path, name: str, sidecar: dict | None = None, text: str = "x") -> Path:
-    """A PET image named ``name`` in the folder of its participant and session."""
-    folder = root.joinpath(*[part for part in name.split("_") if part.startswith(("sub-", "ses-"))], "pet")
-    if sidecar is not None:
-        write(folder / f"{name}.json", sidecar)
-    return write(folder / f"{name}.nii.gz", text)
+    return dataset(tmp_path / "raw")
 
 
 def test_one_scan_per_participant_session_and_tracer(root: Path) -> None:
@@ -265,171 +240,6 @@ def test_only_the_pet_of_those_asked_for_is_looked_at(root: Path) -> None:
     assert time.process_time() - start < 1
 
 
-# --- what PETPrep made
-
-
-def test_petprep_takes_the_place_of_the_raw_scan(root: Path, tmp_path: Path) -> None:
-    raw = add(root, "sub-01_ses-a_trc-AV45_pet", {"Units": "Bq/mL", "TaskName": "rest", "BodyPart": "BRAIN"})
-    write(root / "sub-01/ses-a/sub-01_ses-a_scans.tsv", f"filename\tacq_time\npet/{raw.name}\t2020-01-02\n")
-    prep = tmp_path / "petprep"
-    made = add(prep, "sub-01_ses-a_trc-AV45_space-T1w_desc-preproc_pet", {"Units": "kBq/mL", "TaskName": None})
-    for name in (
-        "space-MNI152NLin2009cAsym_desc-preproc",
-        "space-T1w_pvc-GTM_desc-preproc",
-        "run-2_space-T1w_desc-preproc",
-        "space-T1w_desc-smooth",
-        "desc-preproc",
-    ):
-        add(prep, f"sub-01_ses-a_trc-AV45_{name}_pet")
-    add(prep, "sub-01_ses-a_trc-FDG_space-T1w_desc-preproc_pet")
-    (scan,) = find_pets(root, derivatives={"petprep": prep})
-    assert scan == PetScan(
-        participant="01",
-        session="a",
-        tracer="AV45",
-        path=made,
-        sidecar={"Units": "kBq/mL", "TaskName": "rest", "BodyPart": "BRAIN"},
-        date="2020-01-02",
-        prepared=True,
-        notes=(f"petprep: {made.name} is used in place of {raw.name}.",),
-    )
-
-
-def test_broken_sidecars_of_a_prepared_scan_are_told(root: Path, tmp_path: Path) -> None:
-    raw = add(root, "sub-01_trc-AV45_pet")
-    made = add(tmp_path / "p", "sub-01_trc-AV45_space-T1w_desc-preproc_pet")
-    broken = [write(path.with_name(path.name.replace(".nii.gz", ".json")), "{broken") for path in (raw, made)]
-    (scan,) = find_pets(root, derivatives={"petprep": tmp_path / "p"})
-    assert scan.problem is None and scan.sidecar == {} and len(scan.notes) == 3
-    assert [f"{path.name} is ignored" in note for path, note in zip(broken, scan.notes, strict=False)] == [True, True]
-
-
-def test_petprep_without_this_scan(root: Path, tmp_path: Path) -> None:
-    raw = add(root, "sub-01_trc-AV45_pet")
-    prep = tmp_path / "prep"
-    add(prep, "sub-01_trc-AV45_space-T1w_pvc-GTM_desc-preproc_pet")
-    (scan,) = find_pets(root, derivatives={"petprep": prep, "fmriprep": prep})
-    assert (scan.path, scan.prepared, scan.problem) == (raw, False, None)
-    assert scan.notes == (f"petprep: no preprocessed PET of {raw.name} in T1w space, the raw scan is used.",)
-
-
-def test_petprep_on_a_coarser_grid(root: Path, tmp_path: Path) -> None:
-    add(root, "sub-01_trc-AV45_pet")
-    made = add(tmp_path / "p", "sub-01_trc-AV45_space-T1w_res-2_desc-preproc_pet")
-    assert [scan.path for scan in find_pets(root, derivatives={"petprep": tmp_path / "p"})] == [made]
-
-
-def test_first_of_several_derivatives(root: Path, tmp_path: Path) -> None:
-    add(root, "sub-01_trc-AV45_pet")
-    made = [add(tmp_path / name, "sub-01_trc-AV45_space-T1w_desc-preproc_pet") for name in ("b", "a")]
-    folders = {"petprep": tmp_path / "c", "mine": tmp_path / "b", "other": tmp_path / "a"}
-    folders["petprep"].mkdir()
-    (scan,) = find_pets(root, derivatives=folders)
-    assert scan.path == made[0] and scan.notes[0].startswith("mine: ") and len(scan.notes) == 1
-
-
-def test_run_that_petprep_has_prepared_goes_before_newer_ones(root: Path, tmp_path: Path) -> None:
-    for run in (1, 2, 3):
-        add(root, f"sub-01_trc-AV45_run-{run}_pet", {"SeriesNumber": run})
-    made = {run: add(tmp_path / "p", f"sub-01_trc-AV45_run-{run}_space-T1w_desc-preproc_pet") for run in (1, 2)}
-    (scan,) = find_pets(root, derivatives={"petprep": tmp_path / "p"})
-    assert scan.path == made[2] and scan.sidecar == {"SeriesNumber": 2}
-    assert "preprocessed in T1w space, the highest run; not used:" in scan.notes[0]
-    assert scan.notes[1].startswith(f"petprep: {made[2].name} is used")
-
-
-def test_petprep_and_absent_bytes(root: Path, tmp_path: Path) -> None:
-    """The bytes that count are those that will be read: the preprocessed ones."""
-    add(root, "sub-01_trc-AV45_pet", text="")
-    add(root, "sub-02_trc-AV45_pet")
-    prep = tmp_path / "petprep"
-    add(prep, "sub-01_trc-AV45_space-T1w_desc-preproc_pet")
-    link = prep / "sub-02/pet/sub-02_trc-AV45_space-T1w_desc-preproc_pet.nii.gz"
-    link.parent.mkdir(parents=True)
-    link.symlink_to("nowhere")
-    one, two = find_pets(root, derivatives={"petprep": prep})
-    assert one.prepared and one.problem is None
-    assert two.prepared and two.problem.startswith(f"{link.name} is a link")
-
-
-# --- the T1w of each
-
-
-def case(session: str | None = None, date: str | None = None, problem: str | None = None, participant="01") -> Case:
-    name = f"sub-{participant}" + (f"_ses-{session}" if session else "") + "_T1w.nii.gz"
-    return Case(participant, session, None if problem else Path(name), t1w_date=date, problem=problem)
-
-
-def pet(session: str | None = None, date: str | None = None) -> PetScan:
-    return PetScan("01", session, "AV45", Path("sub-01_pet.nii.gz"), date=date)
-
-
-A, B = case("a", "2020-01-01"), case("b", "2020-12-31")  # 2020 has 366 days
-
-
-@pytest.mark.parametrize(
-    "cases, scan, expected, gap",
-    [
-        ([A, B], pet("b", "2020-01-02"), B, 364),  # the session counts, even where another T1w is nearer
-        ([A, B], pet("b"), B, None),
-        ([case("a"), case("b")], pet("b", "2020-01-02"), case("b"), None),
-        ([A, B], pet("c", "2020-01-11"), A, 10),
-        ([A, B], pet("c", "2020-12-30"), B, 1),
-        ([A, B], pet("c", "2019-12-31"), A, 1),
-        ([B, A], pet(None, "2020-01-01"), A, 0),
-        ([A, case(None)], pet(None, "2020-01-02"), case(None), None),
-        ([A, case("b")], pet("c", "2020-02-01"), A, 31),
-        ([A], pet("c", "2020-12-31"), A, 365),
-        ([case("a", "2020-01-01", "x"), B], pet("a", "2020-01-01"), B, 365),
-        ([case(None, "2020-01-01")], pet("c"), case(None, "2020-01-01"), None),
-        ([case(None)], pet("c"), case(None), None),
-        ([case("a")], pet(None), case("a"), None),
-        ([case(None, participant="02"), case("a")], pet(None), case("a"), None),
-        ([case("a", problem="x"), case(None)], pet("c"), case(None), None),
-    ],
-)
-def test_pairs(cases: list[Case], scan: PetScan, expected: Case, gap: int | None) -> None:
-    (found,) = pair(cases, [scan])
-    assert (found.case, found.pet, found.gap_days, found.note) == (expected, scan, gap, "")
-
-
-def test_only_t1w_of_another_session_at_unknown_time_is_told() -> None:
-    (found,) = pair([case("a")], [pet("c")])
-    assert found.case == case("a") and found.gap_days is None
-    assert "two sessions" in found.note and "sub-01_ses-a_T1w.nii.gz" in found.note
-
-
-@pytest.mark.parametrize(
-    "cases, scan, note",
-    [
-        ([], pet("a"), "sub-01 has no T1w image."),
-        ([case(participant="02")], pet(), "sub-01 has no T1w image."),
-        ([case("a", problem="sub-01_T1w.nii.gz is empty.")], pet("a"), "sub-01_T1w.nii.gz is empty."),
-        ([A], pet("c", "2021-01-01"), "The nearest T1w, sub-01_ses-a_T1w.nii.gz, is 366 days away, more than 365."),
-        ([A, B], pet("c", "2018-01-01"), "The nearest T1w, sub-01_ses-a_T1w.nii.gz, is 730 days away, more than 365."),
-    ],
-)
-def test_pairs_without_t1w(cases: list[Case], scan: PetScan, note: str) -> None:
-    (found,) = pair(cases, [scan])
-    assert (found.case, found.pet, found.gap_days, found.note) == (None, scan, None, note)
-
-
-def test_several_t1w_and_nothing_that_tells_the_nearest() -> None:
-    (found,) = pair([A, B], [pet("c")])
-    assert found.case is None and "None of 2 T1w images" in found.note and "acq_time" in found.note
-
-
-def test_max_gap_and_order() -> None:
-    pets = [pet("d", "2020-01-05"), pet("a"), pet("c", "2020-01-09")]
-    found = pair([A, B], pets, max_gap=4)
-    assert [p.pet for p in found] == pets
-    assert [p.case for p in found] == [A, A, None]
-    assert "8 days away, more than 4" in found[2].note
-
-
-# --- real datasets
-
-
 @pytest.mark.skipif(not EXAMPLES.exists(), reason="shared data absent")
 @pytest.mark.parametrize("name", [f"pet00{i}" for i in range(1, 7)])
 def test_bids_examples(name: str) -> None:
@@ -447,44 +257,3 @@ def test_bids_examples(name: str) -> None:
             assert (found.case.participant, found.case.session) == (found.pet.participant, found.pet.session)
         else:
             assert found.case is None and "has no T1w image" in found.note
-
-
-@pytest.fixture(scope="module")
-def ds004869(tmp_path_factory) -> Path:
-    """OpenNeuro ds004869 with the PET that PETPrep made of it; all images are empty."""
-    if not PETPREP.exists():
-        pytest.skip("shared data absent")
-    folder = tmp_path_factory.mktemp("petprep")
-    with tarfile.open(PETPREP) as archive:
-        raw_or_pet = re.compile(r"ds004869/(sub-|[^/]+$|derivatives/petprep/sub-[^/]+/ses-[^/]+/pet/)")
-        archive.extractall(folder, [m for m in archive if m.isfile() and raw_or_pet.match(m.name)], filter="data")
-    return folder / "ds004869"
-
-
-def test_real_petprep_output(ds004869: Path) -> None:
-    prep = ds004869 / "derivatives" / "petprep"
-    made = sorted(prep.glob("sub-*/ses-*/pet/*_space-T1w_desc-preproc_pet.nii.gz"))
-    for image in made[1:]:
-        image.write_bytes(b"x")
-    scans = find_pets(ds004869, derivatives={"petprep": prep})
-    assert len(made) == 54 and [scan.path for scan in scans] == made
-    assert [bool(scan.problem) for scan in scans] == [True] + [False] * 53
-    for scan in scans:
-        own = json.loads(scan.path.with_name(scan.path.name.replace(".nii.gz", ".json")).read_text())
-        (source,) = (uri for uri in own["Sources"] if uri.startswith("bids:raw:"))  # PETPrep's own word for its input
-        raw = json.loads((ds004869 / source.removeprefix("bids:raw:").replace(".nii.gz", ".json")).read_text())
-        assert scan.prepared and scan.tracer == raw["TracerName"] and "TracerName" not in own
-        assert scan.sidecar == raw | {key: value for key, value in own.items() if key != "TaskName"}
-    plain = find_pets(ds004869, ["21"])
-    assert [scan.path.name for scan in plain] == ["sub-21_ses-retest_pet.nii.gz", "sub-21_ses-test_pet.nii.gz"]
-    assert all("is empty" in scan.problem and not scan.prepared for scan in plain)
-
-
-def test_real_petprep_output_is_paired(ds004869: Path) -> None:
-    """The only T1w belongs to no session and no date is given: it goes with both scans."""
-    for image in ds004869.glob("sub-21/anat/*_T1w.nii.gz"):
-        image.write_bytes(b"x")
-    cases = find_cases(ds004869, ["21", "04"])
-    found = pair(cases, find_pets(ds004869, ["21", "04"]))
-    assert [p.case.t1w.name if p.case else None for p in found] == [None, None] + ["sub-21_T1w.nii.gz"] * 2
-    assert found[0].note == "sub-04_T1w.nii.gz is empty." and {p.note for p in found[2:]} == {""}
