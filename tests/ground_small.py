@@ -68,6 +68,9 @@ class SmallGround:
     def held_cases(self, n: int | None = None) -> list[TrainingCase]:
         return list(self.held[:n])
 
+    def texture_cases(self) -> list[TrainingCase]:
+        return list(self.held)
+
     def ranges(self) -> tuple:
         return ()
 

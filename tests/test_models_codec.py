@@ -104,3 +104,17 @@ def test_autoencoder_learns_and_has_the_codecs_interface():
     assert latents.std().item() == pytest.approx(1, abs=1e-3)
     error = (found - volumes).square().mean()
     assert error < 0.5 * (volumes - volumes.mean(0)).square().mean()
+
+
+def test_texture_gains_scale_cosine_waves_by_their_frequency(codec):
+    """A wave along each axis and an oblique one; in the middle of a band, between two, and beyond the last."""
+    gains = (1.5, 0.8, 2.0, 0.5)
+    x, y, z = np.meshgrid(*((np.arange(n) + 0.5) / n for n in SHAPE), indexing="ij")
+    for k, expected in (((0, 0, 0), 1.0), ((0, 0, 2), None), ((3, 4, 0), None), ((0, 15, 0), 0.5)):
+        wave = np.cos(np.pi * k[0] * x) * np.cos(np.pi * k[1] * y) * np.cos(np.pi * k[2] * z)
+        wave = torch.from_numpy(wave[None].astype(np.float32))
+        frequency = np.sqrt(sum((k[a] / (2 * n * 2.0)) ** 2 for a, n in enumerate(SHAPE)))
+        if expected is None:
+            expected = np.interp(frequency, [0, 0.005, 0.015, 0.025, 0.035], [1, *gains])
+        found = codec.decode(codec.textured(codec.encode(wave), gains))
+        assert torch.allclose(found, expected * codec.decode(codec.encode(wave)), atol=1e-5)

@@ -161,6 +161,13 @@ def test_draws_have_the_regional_means_that_the_regional_flow_says():
     found, expected = found[:, :4], expected[:, :4]
     torch.testing.assert_close(found.mean(0), expected.mean(0), atol=0.01, rtol=0.01)
     assert found.var(0, correction=0).sum().item() == pytest.approx(expected.var(0).sum().item(), rel=0.1)
+    # gains on texture change everything else
+    rough = Synthesizer(replace(model, texture={"FDG": (1.0, 3.0)}))
+    again = torch.from_numpy(rough.draw(head, who, "FDG", n_draws=5, seed=3))
+    kept = model.denoiser.measure(model.space.encode(again), sources)[:, :4]
+    torch.testing.assert_close(kept, found, atol=0.01, rtol=0.01)
+    assert again.std() > 1.3 * draws.std()
+    assert np.array_equal(rough.draw(head, who, "AV45", n_draws=2), engine.draw(head, who, "AV45", n_draws=2))
 
 
 def test_the_mean_of_two_draws_is_that_of_nine():

@@ -7,12 +7,17 @@ such a cutoff and transforming them back on the coarser grid loses nothing that 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bids_petsynth.folding import fold, unfold
 from bids_petsynth.models.recipe import CodecSpec, Recipe
+
+#: Width in cycles/mm of the bands of frequency that :meth:`BandLimitedCodec.textured` has gains for.
+TEXTURE_BAND = 0.01
 
 
 def dct_matrix(n: int) -> Tensor:
@@ -60,10 +65,15 @@ class BandLimitedCodec(nn.Module):
         if not isinstance(recipe.space, CodecSpec):
             raise TypeError("the recipe's space is not a codec")
         self.fold = recipe.fold
+        frequency = torch.zeros(())
         for axis, (n, k) in enumerate(zip(recipe.grid.shape, recipe.latent_shape, strict=True)):
             matrix = band_limit_matrix(n, k * self.fold)
             self.register_buffer(f"down{axis}", matrix, persistent=False)
             self.register_buffer(f"up{axis}", matrix.T.contiguous() * (n / (k * self.fold)), persistent=False)
+            self.register_buffer(f"cosines{axis}", dct_matrix(k * self.fold).float(), persistent=False)
+            along = torch.arange(k * self.fold) / (2 * n * recipe.grid.voxel_size)
+            frequency = torch.hypot(frequency[..., None], along)
+        self.register_buffer("frequency", frequency, persistent=False)
 
     def encode(self, volumes: Tensor) -> Tensor:
         """``(N, X, Y, Z)`` → ``(N, fold³, x, y, z)``."""
@@ -72,3 +82,20 @@ class BandLimitedCodec(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """``(N, fold³, x, y, z)`` → ``(N, X, Y, Z)``."""
         return _per_axis(unfold(latents, self.fold)[:, 0], [self.up0, self.up1, self.up2])
+
+    def textured(self, latents: Tensor, gains: Sequence[float]) -> Tensor:
+        """Latents whose cosine coefficients are multiplied by a gain that depends on their frequency alone.
+
+        Parameters
+        ----------
+        latents
+            ``(N, fold³, x, y, z)``.
+        gains
+            In the middle of bands of :data:`TEXTURE_BAND` from 0 on. Between them the gain is linear, beyond the last
+            one constant; a constant image keeps its value.
+        """
+        knots = [0.0, *(TEXTURE_BAND * (band + 0.5) for band in range(len(gains)))]
+        gain = np.interp(self.frequency.cpu(), knots, [1.0, *gains]).astype(np.float32)
+        cosines = [self.cosines0, self.cosines1, self.cosines2]
+        there = _per_axis(unfold(latents, self.fold)[:, 0], cosines) * torch.from_numpy(gain).to(latents.device)
+        return fold(_per_axis(there, [matrix.T for matrix in cosines])[:, None], self.fold)

@@ -45,6 +45,9 @@ class Model:
     target_spread
         The same of what goes with the mean of the tracer's target regions, where the recipe has a ``regional`` flow;
         ``spread`` is then that of the rest (see :func:`bids_petsynth.models.regional.along`).
+    texture
+        Per tracer, where the recipe has a ``regional`` flow, gains by band of frequency that give draws the power of
+        scans, their regional means aside (see :meth:`bids_petsynth.models.codec.BandLimitedCodec.textured`).
     heads
         Names of the heads that it was trained on.
     ranges
@@ -71,6 +74,7 @@ class Model:
     demonstration: bool = False
     spread: Mapping[str, float] = field(default_factory=dict)
     target_spread: Mapping[str, float] = field(default_factory=dict)
+    texture: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     ranges: tuple[Mapping[str, str], ...] = ()
     surface: bytes = b""
     card: str = ""
@@ -138,7 +142,7 @@ def save_model(model: Model, folder: Path) -> None:
         path.chmod(0o644)  # safetensors lets only the owner read, and models are shared
     (folder / "recipe.toml").write_text(recipe_text(model.recipe), encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(model.card, encoding="utf-8")
-    (folder / "calibration.json").write_text(calibration_text(model.spread, model.target_spread), encoding="utf-8")
+    (folder / "calibration.json").write_text(calibration_text(model), encoding="utf-8")
     names = ["recipe.toml", "MODEL_CARD.md", "calibration.json", *sorted(p.name for p in folder.glob("weights-*"))]
     (folder / "regions.tsv").unlink(missing_ok=True)
     if model.ranges:
@@ -192,9 +196,10 @@ def put_files(folder: Path, files: Mapping[str, bytes]) -> None:
         part.replace(folder / name)
 
 
-def calibration_text(spread: Mapping[str, float], target_spread: Mapping[str, float]) -> str:
-    """Content of ``calibration.json``, see :class:`Model`."""
-    return json.dumps({"spread": dict(spread), "target_spread": dict(target_spread)}, indent=2) + "\n"
+def calibration_text(model: Model) -> str:
+    """Content of ``calibration.json``: the model's ``spread``, ``target_spread`` and ``texture``."""
+    known = {name: dict(getattr(model, name)) for name in ("spread", "target_spread", "texture")}
+    return json.dumps(known, indent=2) + "\n"
 
 
 def _write_ranges(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
@@ -357,6 +362,7 @@ def load_model(folder: Path) -> Model:
             target_spread={
                 str(k): float(v) for k, v in calibration.get("target_spread", calibration["spread"]).items()
             },
+            texture={str(k): tuple(float(g) for g in v) for k, v in calibration.get("texture", {}).items()},
             card=(folder / "MODEL_CARD.md").read_text(encoding="utf-8"),
             weights_sha256=_weights_sum(about["sha256"]),
             fingerprint=_sha256(folder / "model.json"),

@@ -285,6 +285,8 @@ class Synthesizer:
             painted = None if means is None else self.denoiser.paint(means[some], sources)
             latents = self._drawn(noise[some].to(self.device), sources, condition, painted, rng) * sd + mean
             if painted is not None:
+                if tracer in self.model.texture:
+                    latents = self.space.textured(painted + latents, self.model.texture[tracer]) - painted
                 rest = sources.painting.without_means(unfold(latents, recipe.fold)[:, 0])
                 latents = painted + fold(rest[:, None], recipe.fold)
             for i, latent in enumerate(latents, first):

@@ -1,31 +1,32 @@
 """Calibrating the draws of a model folder anew: ``python -m bids_petsynth.training.calibration ARRAYS MODEL``.
 
-The spread factors (:mod:`bids_petsynth.training.validation`) are those that a training on ARRAYS ends with; nothing is
-trained. They replace the model's own, in its card too.
+The spread factors and the texture gains (:mod:`bids_petsynth.training.validation`) are those that a training on ARRAYS
+ends with; nothing is trained. They replace the model's own, in its card too.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from bids_petsynth.errors import UsageError
-from bids_petsynth.models.folder import calibration_text, put_files
+from bids_petsynth.models.folder import Model, calibration_text, put_files
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training.card import SPREAD_TITLE, spread_section
 from bids_petsynth.training.ground import Ground
 from bids_petsynth.training.simulated import SimulatedGround
-from bids_petsynth.training.validation import regional_spread
+from bids_petsynth.training.validation import calibration
 
 
-def recalibrate(folder: Path, model: Synthesizer, ground: Ground) -> tuple[dict[str, float], dict[str, float]]:
-    """Put the factors of a model with a regional part, on the ground's held-out people, into its folder.
+def recalibrate(folder: Path, model: Synthesizer, ground: Ground) -> Model:
+    """Calibrate a model with a regional part anew, on the ground's held-out people, and put that into its folder.
 
     Returns
     -------
-    tuple of dict
-        ``spread`` and ``target_spread``, see :class:`bids_petsynth.models.folder.Model`.
+    Model
+        With the new factors and gains.
 
     Raises
     ------
@@ -34,11 +35,11 @@ def recalibrate(folder: Path, model: Synthesizer, ground: Ground) -> tuple[dict[
     """
     if model.regional is None:
         raise UsageError(f"The model {folder} has no regional part; its draws are calibrated when it is trained.")
-    spread, of_target = regional_spread(model, ground.held_people())
-    card = with_section(model.model.card, spread_section(spread, of_target, ground.demonstration))
-    files = {"calibration.json": calibration_text(spread, of_target), "MODEL_CARD.md": card}
+    found = replace(model.model, **calibration(model, ground.held_people(), ground.texture_cases))
+    card = with_section(found.card, spread_section(found, ground.demonstration))
+    files = {"calibration.json": calibration_text(found), "MODEL_CARD.md": card}
     put_files(folder, {name: text.encode() for name, text in files.items()})
-    return spread, of_target
+    return found
 
 
 def with_section(card: str, section: str) -> str:
@@ -60,12 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UsageError(
             f"{args.model} was trained on real PET: simulated people must not calibrate it; train it anew."
         )
-    for name, factors in zip(
-        ("regions", "target"),
-        recalibrate(args.model, model, SimulatedGround(args.arrays, model.model.recipe)),
-        strict=True,
-    ):
-        print(name, ", ".join(f"{tracer} {factor:.3f}" for tracer, factor in factors.items()))
+    print(spread_section(recalibrate(args.model, model, SimulatedGround(args.arrays, model.model.recipe)), True))
 
 
 if __name__ == "__main__":

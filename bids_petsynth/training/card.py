@@ -85,7 +85,7 @@ Regional SUVR over all regions; the baseline predicts every region's mean over t
 
 {" ".join(filter(None, (ground.figures_note, note)))}
 
-{spread_section(model.spread, model.target_spread, ground.demonstration)}
+{spread_section(model, ground.demonstration)}
 {_sensitivity_table(sensitivity)}
 
 ## Training
@@ -103,18 +103,22 @@ It began with the weights of the model {start.recipe.name} of {start.version} (`
 {start.weights_sha256}): what that model's card says of data and licence holds for these weights too."""
 
 
-def spread_section(spread: Mapping[str, float], target_spread: Mapping[str, float], simulated: bool) -> str:
-    """The card's section on :attr:`Model.spread` and :attr:`Model.target_spread`; a last line without its end."""
+def spread_section(model: Model, simulated: bool) -> str:
+    """The card's section on how the draws of a model were calibrated; a last line without its end."""
     people = "simulated people" if simulated else "people"
     # without a regional part they hold for draws that are given what those of the figures were
-    how = "" if target_spread else " (draws made as those of the figures were)"
-    rows = [f"| {name} | {factor:.2f} | {target_spread.get(name, factor):.2f} |" for name, factor in spread.items()]
+    how = "" if model.target_spread else " (draws made as those of the figures were)"
+    rows = []
+    for name, factor in model.spread.items():
+        gains = model.texture.get(name)
+        detail = f"{gains[0]:.2f} to {gains[-1]:.2f}" if gains else "as drawn"
+        rows.append(f"| {name} | {factor:.2f} | {model.target_spread.get(name, factor):.2f} | {detail} |")
     return f"""{SPREAD_TITLE}
 Factors on the deviations of the draws from their mean, by which intervals cover what they say on held-out
-{people}{how}:
+{people}{how}, and gains on coarse to fine detail, up to .1 cycles/mm, by which draws have the texture of scans:
 
-| tracer | regions | target |
-|---|---|---|
+| tracer | regions | target | detail |
+|---|---|---|---|
 {chr(10).join(rows)}"""
 
 

@@ -38,7 +38,7 @@ from bids_petsynth.training.phases import choose_style, fit_autoencoder, styled
 from bids_petsynth.training.regional import train_regional
 from bids_petsynth.training.scaling import Spread
 from bids_petsynth.training.simulated import SimulatedGround
-from bids_petsynth.training.validation import WATCHED_CASES, HeldOut, evaluate, regional_spread, share_held_out
+from bids_petsynth.training.validation import WATCHED_CASES, HeldOut, calibration, evaluate, share_held_out
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -241,20 +241,21 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
     trained = replace(model, denoiser=loop.ema.denoiser)
     generator = Synthesizer(trained, device, run.texts)
     reported = held.reported if stops else ground.held_cases()
-    figures, spread = evaluate(generator, reported, 4, recipe.grid.voxel_size)
-    sensitivity, of_target = {}, {}
+    sensitivity, tuned = {}, {}
     if model.regional is not None:
         people = ground.held_people()
-        spread, of_target = regional_spread(generator, people)
         sensitivity = sensitivity_figures(generator, people.first(SENSITIVITY_PEOPLE))
-    calibration = {"spread": spread, "target_spread": of_target}
-    trained = replace(trained, **calibration, ranges=ground.ranges(), surface=_normative(ground, recipe, run))
+        tuned = calibration(generator, people, ground.texture_cases)
+        generator = Synthesizer(replace(trained, texture=tuned["texture"]), device, run.texts)
+    figures, spread = evaluate(generator, reported, 4, recipe.grid.voxel_size)
+    tuned = {"spread": spread} | tuned
+    trained = replace(trained, **tuned, ranges=ground.ranges(), surface=_normative(ground, recipe, run))
     given = "Each synthetic scan was made given all other scans of the person that the recipe takes."
     note = " ".join(filter(None, (held.note, given if set(recipe.conditioning.sources) - {"T1w"} else "")))
     card = model_card(trained, ground, figures, sensitivity, loop.state.elapsed / 60, loop.state.step, note, start)
     trained = replace(trained, card=card)
     save_model(trained, out / "model")
-    (out / "figures.json").write_text(json.dumps({"figures": figures, **calibration}, indent=2) + "\n")
+    (out / "figures.json").write_text(json.dumps({"figures": figures, **tuned}, indent=2) + "\n")
     return trained
 
 

@@ -49,6 +49,9 @@ class Ground(Protocol):
     def held_cases(self, n: int | None = None) -> Sequence[TrainingCase]:
         """Held-out cases for figures, ``n`` of them at most."""
 
+    def texture_cases(self) -> Iterable[TrainingCase]:
+        """Held-out cases, one by one and the same at every call, to calibrate the texture of draws."""
+
     def ranges(self) -> tuple[Mapping[str, str], ...]:
         """Rows of the model folder's ``regions.tsv``."""
 

@@ -23,6 +23,8 @@ EVALUATION_SEED, CALIBRATION_PEOPLE = 1_000_000, 8
 #: People on unseen heads whose regional means alone are simulated, to calibrate the spread of the draws: over 300 the
 #: error's own spread is known no better than to a tenth.
 REGIONAL_CALIBRATION_PEOPLE = 1200
+#: People on unseen heads whose scans are simulated to calibrate the texture of the draws.
+TEXTURE_SEED, TEXTURE_PEOPLE = 2_600_000, 100
 #: People whose regional SUVR the model folder tells as the training range.
 RANGE_PEOPLE = 200
 
@@ -84,6 +86,10 @@ class SimulatedGround:
 
     def held_cases(self, n: int | None = None) -> list[TrainingCase]:
         return evaluation_cases(self._unseen, self.recipe, CALIBRATION_PEOPLE if n is None else n)
+
+    def texture_cases(self) -> Iterator[TrainingCase]:
+        for number in range(TEXTURE_PEOPLE):
+            yield simulate_case(self._unseen, *self._tracers, TEXTURE_SEED, number, augment=False)
 
     def ranges(self) -> tuple[Mapping[str, str], ...]:
         return training_ranges(self._seen, *self._tracers, RANGE_PEOPLE, self.recipe.training.seed, workers())

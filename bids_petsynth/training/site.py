@@ -300,6 +300,9 @@ class SiteGround:
     def held_cases(self, n: int | None = None) -> list[TrainingCase]:
         return [load_case(stored) for stored in self.people_out[:n]]
 
+    def texture_cases(self) -> Iterator[TrainingCase]:
+        return map(load_case, self.people_out)
+
     def ranges(self) -> tuple[Mapping[str, str], ...]:
         """5th to 95th percentile of each region's SUVR over the people trained on."""
         values: dict[tuple[str, str], list[float]] = {}

@@ -1,8 +1,8 @@
-"""Figures of a generator on people it was not trained on, and the calibration of its spread."""
+"""Figures of a generator on people it was not trained on, and the calibration of its spread and texture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,8 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from bids_petsynth.anatomy.regions import regions
+from bids_petsynth.evaluation.image import power_spectrum, spectrum_ratio, taper
+from bids_petsynth.models.codec import TEXTURE_BAND
 from bids_petsynth.models.regional import along
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.pet.tracers import target_weights
@@ -26,6 +28,10 @@ FACTORS = (1 / 3, 3.0)
 LEAST_SCANS = 8
 #: With fewer, the target has no factor of its own: it would rest on one error a scan.
 LEAST_TARGETS = 40
+#: Bands of frequency that texture is calibrated in: up to .1 cycles/mm, beyond which PET holds little but noise.
+TEXTURE_BANDS = 10
+#: Bounds of a texture gain.
+GAINS = (0.5, 2.0)
 #: With fewer held-out people, those who stop a training early are among those whose figures are reported.
 LEAST_TO_SHARE = 8
 #: People who stop a training early, at most: all of them are drawn at every validation.
@@ -140,6 +146,84 @@ def regional_spread(synthesizer: Synthesizer, people: RegionalPeople) -> tuple[d
     return spread, of_target
 
 
+def texture_gains(
+    synthesizer: Synthesizer, cases: Callable[[], Iterable[TrainingCase]]
+) -> dict[str, tuple[float, ...]]:
+    """``texture`` of a model with a regional part, on cases that were not trained on (the same at every call).
+
+    The logarithm of the power of draws over the power of scans, a parabola of the squared frequency as a Gaussian blur
+    has a line, is undone; twice, because placing the regional means again brings a part of it back. Tracers with fewer
+    than :data:`LEAST_TARGETS` scans have none: one person's scanner may well resolve half as much again as another's.
+    """
+    model, gains = synthesizer.model, {}
+    edges = TEXTURE_BAND * np.arange(TEXTURE_BANDS + 1)
+    squared = ((edges[1:] + edges[:-1]) / (2 * edges[-1])) ** 2
+    for _ in range(2):
+        engine = Synthesizer(replace(model, texture=gains), synthesizer.device, synthesizer.texts)
+        spectra = _spectra(engine, cases(), edges)
+        for tracer, (drawn, scans) in spectra.items():
+            told = scans.mean(0) > 1e-6 * scans.mean(0).max()  # the lowest band of a small grid holds nothing
+            if len(scans) < LEAST_TARGETS or told.sum() < TEXTURE_BANDS // 2:
+                continue
+            ratio = spectrum_ratio(drawn, scans)
+            excess = np.polyval(np.polyfit(squared[told], np.log(ratio[told]), 2), squared)
+            found = np.array(gains.get(tracer, np.ones(TEXTURE_BANDS))) * np.exp(-excess / 2)
+            gains = gains | {tracer: tuple(np.clip(found, *GAINS).tolist())}
+    return gains
+
+
+def _spectra(
+    engine: Synthesizer, cases: Iterable[TrainingCase], edges: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Power spectra ``(cases, bands)`` of draws and of scans in the brain, by tracer."""
+    size = engine.model.recipe.grid.voxel_size
+    found: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
+    for number, case in enumerate(cases):
+        window = taper(in_brain(case.measured.numpy()), size)
+        for tracer in engine.tracers:
+            if tracer in case.pet:
+                drawn, scans = found.setdefault(tracer, ([], []))
+                volumes = in_suvr(engine.sample(*asked(case, tracer, 2, number)), case, tracer, size)
+                drawn.append(np.mean([power_spectrum(v, window, size, edges) for v in volumes], 0))
+                scans.append(power_spectrum(case.pet[tracer].numpy(), window, size, edges))
+    return {tracer: (np.stack(drawn), np.stack(scans)) for tracer, (drawn, scans) in found.items()}
+
+
+def calibration(
+    synthesizer: Synthesizer, people: RegionalPeople, cases: Callable[[], Iterable[TrainingCase]]
+) -> dict[str, Mapping]:
+    """Fields of :class:`bids_petsynth.models.folder.Model` that calibrate one with a regional part.
+
+    ``people`` are for the spread, ``cases`` for the texture of the draws that have it.
+    """
+    spread, of_target = regional_spread(synthesizer, people)
+    fields = {"spread": spread, "target_spread": of_target}
+    engine = Synthesizer(replace(synthesizer.model, **fields), synthesizer.device, synthesizer.texts)
+    return fields | {"texture": texture_gains(engine, cases)}
+
+
+def asked(case: TrainingCase, tracer: str, n: int, seed: int) -> tuple:
+    """Arguments of :meth:`Synthesizer.sample` for a case; recipes with sources are given all its other scans."""
+    return case.t1w[None], case.labels[None], case.record, tracer, n, seed, case.images
+
+
+def in_brain(classes: np.ndarray) -> np.ndarray:
+    """Where classes are regions, not air or soft tissue."""
+    return (classes > 0) & (classes <= len(regions()))
+
+
+def in_suvr(volumes: np.ndarray, case: TrainingCase, tracer: str, voxel_size: float) -> np.ndarray:
+    """Draws ``(M, X, Y, Z)`` over their own reference region, as ``participant`` does.
+
+    A draw without uptake there stays as it is.
+    """
+    from bids_petsynth.simulation.uptake import reference_mask
+
+    reference = reference_mask(case.measured[None], tracer, voxel_size)[0].numpy()
+    scale = volumes[:, reference].mean(1) if reference.any() else np.ones(len(volumes))
+    return volumes / np.where(scale > 0.1, scale, 1)[:, None, None, None]
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """Held-out cases by what they are for.
@@ -192,10 +276,8 @@ def evaluate(
 
     Figures: mean absolute error and bias of regional SUVR (mean over draws), the error of the mean over all cases as a
     predictor, cortical SUVR of negative and positive cases, true and synthetic, voxel correlation in the brain. Tracers
-    that no case was scanned with are left out. Recipes with sources are given all other scans of a case.
+    that no case was scanned with are left out.
     """
-    from bids_petsynth.simulation.uptake import reference_mask
-
     figures, spread = {}, {}
     for tracer in synthesizer.tracers:
         truth, drawn, composite, correlation = [], [], [], []
@@ -203,19 +285,14 @@ def evaluate(
         if not scanned:
             continue
         for number, case in enumerate(scanned):
-            inputs = case.t1w[None], case.labels[None], case.record, tracer, n_draws, number, case.images
-            volumes = synthesizer.sample(*inputs)
-            reference = reference_mask(case.measured[None], tracer, voxel_size)[0].numpy()
-            # as participant does; a draw without uptake there stays as it is
-            scale = volumes[:, reference].mean(1) if reference.any() else np.ones(n_draws)
-            volumes = volumes / np.where(scale > 0.1, scale, 1)[:, None, None, None]
+            volumes = in_suvr(synthesizer.sample(*asked(case, tracer, n_draws, number)), case, tracer, voxel_size)
             classes, scan = case.measured.numpy(), case.pet[tracer].numpy()
             means, true = region_means(volumes, classes)[:, 1:], region_means(scan[None], classes)[:, 1:]
             truth.append(true[0])
             drawn.append(means)
             pad = [(0, 0), (1, 0)]
             composite.append([cortex(np.pad(v, pad), classes).mean() for v in (true, means)])
-            brain = (classes > 0) & (classes <= len(regions()))
+            brain = in_brain(classes)
             correlation.append(np.corrcoef(volumes.mean(0)[brain], scan[brain])[0, 1])
         y, d, both = np.stack(truth), np.stack(drawn), np.array(composite)
         load = np.array([case.truth.get("centiloid", np.nan) for case in scanned])
