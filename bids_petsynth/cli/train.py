@@ -116,7 +116,8 @@ def run(arguments: argparse.Namespace) -> int:
     from bids_petsynth.reports.training import pairs_page
     from bids_petsynth.training import generator
     from bids_petsynth.training.launch import launch
-    from bids_petsynth.training.site import Preparation, SiteGround, describe, prepare_together
+    from bids_petsynth.training.preparing import Preparation, prepare_together
+    from bids_petsynth.training.site import SiteGround, describe
 
     torch.set_num_threads(threads)
     start = arguments.init_from

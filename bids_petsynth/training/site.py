@@ -1,256 +1,28 @@
-"""A site's own pairs of T1w and PET as ground to train on: prepared with the project's own labels, split by person."""
+"""A site's own pairs of T1w and PET as ground to train on, and what the card tells of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bids_petsynth.anatomy.segmentation import weights_hash
-from bids_petsynth.bids.pets import Pair, preference, surplus
-from bids_petsynth.bids.sink import hash_file, hash_settings
-from bids_petsynth.errors import InputError, PetsynthError
 from bids_petsynth.models.recipe import Recipe
 from bids_petsynth.pet.quantification import quantify, suvr_rows
 from bids_petsynth.pet.tracers import default_cutoff
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training.pairs import Record, TrainingCase
-from bids_petsynth.training.real import (
-    Stored,
-    case_maker,
-    load_case,
-    load_scan,
-    regional_people,
-    store_head,
-    store_scan,
-)
+from bids_petsynth.training.real import Stored, case_maker, load_case, regional_people
 from bids_petsynth.training.regional import RegionalPeople
-from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid, OtherScan
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+from bids_petsynth.types import Grid
 
 STANDING = """\
 This model was trained on a site's own scans. Whoever shares it must be allowed to: weights can hold traces of the
 people they were trained on. It knows the scanners, tracers, assays and people below and no others. Research only; not
 a medical device."""
 FIGURES_NOTE = "Held-out people are of the same site: figures elsewhere may be worse."
-
-#: Columns of the table of pairs before the figures of quality.
-COLUMNS = ("participant_id", "session_id", "tracer", "status", "reason", "gap_days")
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How scans are prepared.
-
-    Attributes
-    ----------
-    work
-        Folder in which what is prepared is kept.
-    window_min
-        Minutes after injection that are averaged; None for the tracer's usual ones.
-    fwhm
-        Resolution in mm that scans are smoothed to; None leaves them as they are.
-    """
-
-    work: Path
-    window_min: tuple[float, float] | None = None
-    fwhm: float | None = None
-    device: str = "cpu"
-    seed: int = 0
-
-
-def prepare(
-    pairs: Iterable[Pair],
-    recipe: Recipe,
-    record_of: Callable[[Case], ClinicalRecord],
-    how: Preparation,
-    report: Callable[[str], None],
-) -> tuple[list[Stored], list[dict[str, object]]]:
-    """Prepare every pair that can be; the others are told and left out.
-
-    Returns
-    -------
-    The people on disk, and a row for every scan: see :data:`COLUMNS`, then the figures of ``pet.preparation`` and the
-    path of a picture.
-    """
-    people, rows = [], []
-    ordered = sorted(pairs, key=lambda pair: (pair.pet.participant, pair.case.label if pair.case else ""))
-    for _, several in groupby(ordered, key=lambda p: (p.pet.participant, p.case.label if p.case else "")):
-        group = sorted(several, key=preference)
-        head, scans, loads = None, {}, []
-        kept: dict[str, Pair] = {}
-        for pair in group:
-            try:
-                if (first := kept.get(pair.pet.tracer)) is not None:
-                    raise InputError(surplus(first, pair))
-                if pair.case is None:
-                    raise InputError(pair.note)
-                if pair.pet.problem:
-                    raise InputError(pair.pet.problem)
-                head = head or _head(pair.case, recipe, how)
-                path, quality, load = _scan(pair, head[1], how)
-                scans[pair.pet.tracer], kept[pair.pet.tracer] = path, pair
-                loads += [load] if load is not None else []
-                rows.append(_row(pair, "used", "") | quality)
-            except PetsynthError as error:
-                rows.append(_row(pair, "left out", str(error)))
-                report(f"{pair.pet.label}: left out. {error}")
-        if scans:
-            case, others = group[0].case, {}
-            for scan in case.others:
-                try:
-                    others[scan.modality], quality = _other(scan, head[1], how)
-                    rows.append(_row(Pair(case, scan), "used", "") | quality)
-                except PetsynthError as error:
-                    rows.append(_row(Pair(case, scan), "left out", str(error)))
-                    report(f"{scan.label}: left out. {error}")
-            record = record_of(case)
-            known = {name: value.value for name, value in record.values.items() if value.value is not None}
-            known |= {"notes": record.notes} if record.notes else {}
-            load = loads[0] if loads else None
-            people.append(Stored(group[0].pet.participant, head[0], scans, known, load, others, record.site))
-            report(f"{case.label}: {', '.join([*scans, *others])} ready")
-    return people, rows
-
-
-def prepare_together(
-    fabric: Fabric,
-    pairs: Sequence[Pair],
-    cases: Sequence[Case],
-    recipe: Recipe,
-    record_of: Callable[[Case], ClinicalRecord],
-    how: Preparation,
-    report: Callable[[str], None],
-) -> tuple[list[Stored], list[dict[str, object]], list[Path]]:
-    """What :func:`prepare` and, of those ``cases`` without PET, :func:`heads_without_pet` return.
-
-    Of several processes each prepares its part of the people first; then all find everything prepared.
-    """
-    if fabric.world_size > 1:
-        prepare(share_of(pairs, fabric.global_rank, fabric.world_size), recipe, record_of, how, report)
-        heads_without_pet(cases[fabric.global_rank :: fabric.world_size], pairs, recipe, how, report)
-        fabric.barrier()
-        report = report if fabric.is_global_zero else lambda line: None
-    return (
-        *prepare(pairs, recipe, record_of, how, report),
-        heads_without_pet(cases, pairs, recipe, how, report),
-    )
-
-
-def share_of(pairs: Iterable[Pair], part: int, parts: int) -> list[Pair]:
-    """The pairs of every ``parts``-th participant."""
-    people = sorted({pair.pet.participant for pair in pairs})
-    mine = set(people[part::parts])
-    return [pair for pair in pairs if pair.pet.participant in mine]
-
-
-def heads_without_pet(
-    cases: Iterable[Case], pairs: Iterable[Pair], recipe: Recipe, how: Preparation, report: Callable[[str], None]
-) -> list[Path]:
-    """Heads whose T1w belongs to no pair, prepared; those that cannot be are told and left out."""
-    paired = {pair.case.label for pair in pairs if pair.case is not None}
-    heads = []
-    for case in cases:
-        if case.label not in paired and case.problem is None:
-            try:
-                heads.append(_head(case, recipe, how)[0])
-            except PetsynthError as error:
-                report(f"{case.label}: left out of pre-training. {error}")
-    return heads
-
-
-def _row(pair: Pair, status: str, reason: str) -> dict[str, object]:
-    pet = pair.pet
-    gap = "n/a" if pair.gap_days is None else pair.gap_days
-    return dict(
-        zip(COLUMNS, (f"sub-{pet.participant}", pet.session or "n/a", pet.modality, status, reason, gap), strict=True)
-    )
-
-
-def _head(case: Case, recipe: Recipe, how: Preparation) -> tuple[Path, Anatomy]:
-    """A head on the model grid, kept under a name that changes with the scan, the grid and the networks that label."""
-    from bids_petsynth.anatomy.head import analyse_head
-    from bids_petsynth.anatomy.volume import read_t1w
-
-    grid = recipe.grid
-    key = hash_settings([_content(case.t1w), grid.model_dump(mode="json"), weights_hash()])
-    path = how.work / "heads" / f"{case.label}_{key[:12]}.npz"
-    if not path.is_file():
-        t1w = read_t1w(case.t1w, case.label)
-        shape = tuple(grid.shape)
-        anatomy = analyse_head(t1w, case.label, shape, grid.voxel_size, device=how.device, seed=how.seed).anatomy
-        store_head(anatomy, recipe.label_pool, path)
-    with np.load(path, allow_pickle=False) as file:
-        codes, t1w = file["codes"], file["t1w"].astype(np.float32)
-        return path, Anatomy(t1w, codes, np.zeros(0), Grid(codes.shape, file["affine"]))
-
-
-def _scan(pair: Pair, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[str, object], float | None]:
-    """A scan in SUVR on the model grid, its figures of quality, and its Centiloid."""
-    import json
-
-    from bids_petsynth.pet.preparation import prepare_pet
-    from bids_petsynth.reports.training import pair_picture
-
-    pet, spec = pair.pet, tracer_named(pair.pet.tracer)
-    key = hash_settings([_content(pet.path), dict(pet.sidecar), how.window_min, how.fwhm, _way(anatomy.grid.affine)])
-    path = how.work / "scans" / f"{pet.label}_{key[:12]}.npz"
-    figures = path.with_suffix(".json")
-    if not (path.is_file() and figures.is_file()):
-        made = prepare_pet(pet, anatomy, spec, window_min=how.window_min, fwhm=how.fwhm, seed=how.seed)
-        store_scan(made.suvr, path)
-        quality = {name: round(float(value), 3) for name, value in made.quality.items()}
-        figures.write_text(json.dumps(quality | {"notes": " ".join(made.notes)}))
-    with np.load(path, allow_pickle=False) as file:
-        suvr = file["suvr"].astype(np.float32)
-    picture = path.with_suffix(".jpg")
-    if not picture.is_file():
-        picture.write_bytes(pair_picture(anatomy.t1w, suvr, anatomy.labels > 0, spec))
-    quality = json.loads(figures.read_text()) | {"picture": f"{path.parent.name}/{picture.name}"}
-    result = quantify(suvr[None], anatomy.labels, anatomy.grid, spec)
-    return path, quality, None if result.centiloid is None else result.centiloid.mean
-
-
-def _other(scan: OtherScan, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[str, object]]:
-    """A T2w, FLAIR or CT image on the model grid, and the path of its picture."""
-    from bids_petsynth.anatomy.others import prepare_other
-    from bids_petsynth.reports.training import other_picture
-
-    key = hash_settings([_content(scan.path), scan.modality, _way(anatomy.grid.affine)])
-    path = how.work / "scans" / f"{scan.label}_{key[:12]}.npz"
-    if not path.is_file():
-        store_scan(prepare_other(scan, anatomy, how.seed), path)
-    picture = path.with_suffix(".jpg")
-    if not picture.is_file():
-        image = load_scan(path).numpy()
-        picture.write_bytes(other_picture(anatomy.t1w, image, anatomy.labels > 0, scan.modality))
-    return path, {"picture": f"{path.parent.name}/{picture.name}"}
-
-
-def _way(affine: np.ndarray) -> list[object]:
-    """What of a head decides how its other scans are prepared: where it lies, and what labelled it."""
-    return [affine.tolist(), weights_hash()]
-
-
-def _content(path: Path) -> str:
-    """Hash of a file.
-
-    Raises
-    ------
-    InputError
-        If it cannot be read.
-    """
-    try:
-        return hash_file(path)
-    except OSError as error:
-        raise InputError(f"{path.name} cannot be read ({error.strerror}); check the link or the permissions.") from None
 
 
 @dataclass(frozen=True)
