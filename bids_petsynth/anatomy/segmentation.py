@@ -113,12 +113,10 @@ def usual_contrast(image: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def sharpened(net: Refiner, image: Tensor, logits: Tensor) -> Tensor:
-    """The labelling network's logits ``(C, X, Y, Z)`` with what the refining network adds, the mirrored head alike."""
-    probabilities = logits.softmax(0)
-    image, probabilities = usual_contrast(image, probabilities)[None, None], probabilities[None]
+    """The labelling network's logits ``(C, X, Y, Z)`` as the refining network leaves them, the mirrored head alike."""
+    image, logits = usual_contrast(image, logits.softmax(0))[None, None], logits[None]
     with fast_autocast(image.device.type):
-        added = net(image, probabilities)[0] + net(image.flip(2), probabilities.flip(2))[0].flip(1)
-    return logits + added.float() / 2
+        return (net(image, logits)[0] + net(image.flip(2), logits.flip(2))[0].flip(1)) / 2
 
 
 @torch.inference_mode()
