@@ -11,7 +11,7 @@ import pytest
 
 from bids_petsynth.bids.pets import pair, with_pets
 from bids_petsynth.errors import InputError
-from bids_petsynth.training import real, site
+from bids_petsynth.training import preparing, real
 from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid, OtherScan, PetScan
 
 LOADS = {"near": 70.0, "far": 5.0, "unreadable": None}
@@ -27,7 +27,7 @@ def t1w(participant: str = "01") -> Case:
 
 @pytest.fixture
 def prepared(monkeypatch, tmp_path):
-    """``site.prepare`` with preparations that cost nothing; returns people and rows by session."""
+    """``preparing.prepare`` with preparations that cost nothing; returns people and rows by session."""
 
     def head(case, recipe, how):
         return Path(f"{case.label}.npz"), Anatomy(np.zeros(1), np.zeros(1), np.zeros(1), Grid((1, 1, 1), np.eye(4)))
@@ -37,12 +37,14 @@ def prepared(monkeypatch, tmp_path):
             raise InputError("cut off")
         return Path(pair.pet.session), {"frames": 1.0}, LOADS[pair.pet.session]
 
-    monkeypatch.setattr(site, "_head", head)
-    monkeypatch.setattr(site, "_scan", scan)
+    monkeypatch.setattr(preparing, "_head", head)
+    monkeypatch.setattr(preparing, "_scan", scan)
 
     def run(*pets: PetScan):
-        how = site.Preparation(tmp_path)
-        people, rows = site.prepare(pair([t1w()], pets), None, lambda case: ClinicalRecord({}), how, lambda line: None)
+        how = preparing.Preparation(tmp_path)
+        people, rows = preparing.prepare(
+            pair([t1w()], pets), None, lambda case: ClinicalRecord({}), how, lambda line: None
+        )
         return people, {row["session_id"]: row for row in rows}
 
     return run
@@ -104,9 +106,9 @@ def test_what_other_labels_were_used_for_is_prepared_again(tmp_path, monkeypatch
     monkeypatch.setattr("bids_petsynth.anatomy.others.prepare_other", lambda *_: made.append(1) or np.ones((2, 2, 2)))
     monkeypatch.setattr("bids_petsynth.reports.training.other_picture", lambda *_: b"picture")
     (tmp_path / "scans").mkdir()
-    paths = [site._other(scan, anatomy, site.Preparation(tmp_path))[0] for _ in range(2)]
-    monkeypatch.setattr(site, "weights_hash", lambda: "other weights")
-    paths.append(site._other(scan, anatomy, site.Preparation(tmp_path))[0])
+    paths = [preparing._other(scan, anatomy, preparing.Preparation(tmp_path))[0] for _ in range(2)]
+    monkeypatch.setattr(preparing, "weights_hash", lambda: "other weights")
+    paths.append(preparing._other(scan, anatomy, preparing.Preparation(tmp_path))[0])
     assert len(made) == 2 and paths[0] == paths[1] != paths[2]
 
 
@@ -141,11 +143,11 @@ def test_each_process_prepares_its_part_before_all_read_everything(tmp_path, mon
                 worked.setdefault(rank, []).append(case.label)
             return Path(f"{case.label}.npz"), None
 
-        monkeypatch.setattr(site, "_head", head)
-        monkeypatch.setattr(site, "_scan", lambda pair, anatomy, how: (Path("scan"), {}, None))
-        how = site.Preparation(tmp_path)
+        monkeypatch.setattr(preparing, "_head", head)
+        monkeypatch.setattr(preparing, "_scan", lambda pair, anatomy, how: (Path("scan"), {}, None))
+        how = preparing.Preparation(tmp_path)
         read = lambda case: ClinicalRecord({})  # noqa: E731
-        found.append(site.prepare_together(process, pair(cases, pets), cases, None, read, how, lambda line: None))
+        found.append(preparing.prepare_together(process, pair(cases, pets), cases, None, read, how, lambda line: None))
         assert process.waited
     assert sorted(worked[0] + worked[1]) == [case.label for case in cases] and len(worked[0]) == 3
     assert found[0] == found[1] and len(found[0][0 if phase == "pairs" else 2]) == 5
