@@ -120,6 +120,9 @@ class BenchGround(SimulatedGround):
     def ranges(self) -> tuple:
         return ()
 
+    def texture_cases(self) -> tuple:
+        return ()
+
     def normal_cases(self) -> tuple:
         return ()
 

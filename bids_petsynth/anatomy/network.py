@@ -101,7 +101,7 @@ class Refiner(nn.Module):
 
     A U-Net that starts from folded voxels sees a border only through its channels; a few plain convolutions that are
     given both its answer and the image put it where the image has it. They look :data:`LOOKS` times, the second time at
-    what they have made of the answer: that is as good as twice the layers.
+    what they have made of the answer.
 
     Parameters
     ----------

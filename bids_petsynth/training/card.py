@@ -108,14 +108,16 @@ def spread_section(model: Model, simulated: bool) -> str:
     people = "simulated people" if simulated else "people"
     # without a regional part they hold for draws that are given what those of the figures were
     how = "" if model.target_spread else " (draws made as those of the figures were)"
+    if model.texture:
+        how += ", and gains on detail by its frequency, up to .1 cycles/mm, by which draws have the texture of scans"
     rows = []
     for name, factor in model.spread.items():
         gains = model.texture.get(name)
-        detail = f"{gains[0]:.2f} to {gains[-1]:.2f}" if gains else "as drawn"
+        detail = f"{min(gains):.2f} to {max(gains):.2f}" if gains else "as drawn"
         rows.append(f"| {name} | {factor:.2f} | {model.target_spread.get(name, factor):.2f} | {detail} |")
     return f"""{SPREAD_TITLE}
 Factors on the deviations of the draws from their mean, by which intervals cover what they say on held-out
-{people}{how}, and gains on coarse to fine detail, up to .1 cycles/mm, by which draws have the texture of scans:
+{people}{how}:
 
 | tracer | regions | target | detail |
 |---|---|---|---|

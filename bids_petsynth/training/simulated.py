@@ -89,7 +89,7 @@ class SimulatedGround:
 
     def texture_cases(self) -> Iterator[TrainingCase]:
         for number in range(TEXTURE_PEOPLE):
-            yield simulate_case(self._unseen, *self._tracers, TEXTURE_SEED, number, augment=False)
+            yield simulate_case(self._unseen, scanned(self.recipe), self._voxel, TEXTURE_SEED, number, augment=False)
 
     def ranges(self) -> tuple[Mapping[str, str], ...]:
         return training_ranges(self._seen, *self._tracers, RANGE_PEOPLE, self.recipe.training.seed, workers())

@@ -162,13 +162,22 @@ def texture_gains(
         engine = Synthesizer(replace(model, texture=gains), synthesizer.device, synthesizer.texts)
         spectra = _spectra(engine, cases(), edges)
         for tracer, (drawn, scans) in spectra.items():
-            told = scans.mean(0) > 1e-6 * scans.mean(0).max()  # the lowest band of a small grid holds nothing
-            if len(scans) < LEAST_TARGETS or told.sum() < TEXTURE_BANDS // 2:
+            known = np.isfinite(drawn).all(1) & np.isfinite(scans).all(1)
+            if known.sum() < LEAST_TARGETS:
+                continue
+            drawn, scans = drawn[known], scans[known]
+            # the lowest band of a small grid holds nothing, and draws nothing beyond the codec's cutoff
+            told = (scans.mean(0) > 1e-6 * scans.mean(0).max()) & (drawn.mean(0) > 0)
+            told &= edges[1:] <= model.recipe.space.cutoff + 1e-9
+            if told.sum() < TEXTURE_BANDS // 2:
                 continue
             ratio = spectrum_ratio(drawn, scans)
-            excess = np.polyval(np.polyfit(squared[told], np.log(ratio[told]), 2), squared)
+            fit = np.polyfit(squared[told], np.log(ratio[told]), 2)
+            excess = np.polyval(fit, squared.clip(max=squared[told].max()))
             found = np.array(gains.get(tracer, np.ones(TEXTURE_BANDS))) * np.exp(-excess / 2)
             gains = gains | {tracer: tuple(np.clip(found, *GAINS).tolist())}
+        if not gains:
+            break
     return gains
 
 
