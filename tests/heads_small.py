@@ -6,9 +6,7 @@ import numpy as np
 from models_small import small_recipe
 from scipy.ndimage import gaussian_filter
 
-from bids_petsynth.training.pairs import (
-    Heads,
-)
+from bids_petsynth.training.pairs import Heads
 
 SHAPE = (32, 48, 32)
 CLASSES = 48
