@@ -47,8 +47,8 @@ def people_of(heads: Heads, tracers: Sequence[str], voxel_size: float, n: int, o
         return RegionalPeople(records, torch.from_numpy(file["means"]), torch.from_numpy(file["volumes"]))
 
 
-def measured(model: Synthesizer, people: RegionalPeople, tracer: str, heads: tuple[str, ...]) -> Results:
-    """Truth and draws of one tracer under the names that the tables ask for."""
+def measured(model: Synthesizer, people: RegionalPeople, tracer: str, heads: np.ndarray) -> Results:
+    """Truth and draws of one tracer under the names that the tables ask for; ``heads`` names each person's."""
     place, specs = model.tracers.index(tracer), model.model.recipe.conditioning.variables
     weights = np.stack([target_weights(tracer_named(tracer), v) for v in people.volumes.numpy()])
     true = people.means[:, place].double().numpy()
@@ -66,7 +66,12 @@ def measured(model: Synthesizer, people: RegionalPeople, tracer: str, heads: tup
             draws.append(drawn[:, CLASSES])
             target.append(drawn @ weights[number])
         figures |= {f"{tracer}/{variant}/draws": np.stack(draws), f"{tracer}/{variant}/target_draws": np.stack(target)}
-    return Results(np.array([heads[head_of(len(heads), PEOPLE_SEED, i)] for i in range(len(true))]), figures)
+    return Results(heads, figures)
+
+
+def crowd_of(heads: Heads, voxel: float) -> np.ndarray:
+    """``(H, C - 1)`` log volumes of the regions of heads, whose label probabilities have voxels of ``voxel`` mm."""
+    return log_volumes(label_volumes(torch.from_numpy(heads.probabilities) / 255, voxel)[:, 1:]).double().numpy()
 
 
 def main() -> None:
@@ -83,12 +88,12 @@ def main() -> None:
     heads = load_heads(arguments.arrays, recipe)
     unseen, seen = heads.select(lambda name: name in UNSEEN), heads.select(lambda name: name not in UNSEEN)
     people = people_of(unseen, model.tracers, recipe.grid.voxel_size, arguments.people, arguments.out)
-    voxel = recipe.grid.voxel_size * recipe.label_pool
-    crowd = log_volumes(label_volumes(torch.from_numpy(seen.probabilities) / 255, voxel)[:, 1:]).double().numpy()
+    crowd = crowd_of(seen, recipe.grid.voxel_size * recipe.label_pool)
     print(f"{len(people.records)} simulated people on {len(unseen)} heads, model {recipe.name} {model.model.version}.")
     print("Figures on simulated data verify the software; they say nothing about patients.")
+    whose = np.array([unseen.names[head_of(len(unseen), PEOPLE_SEED, i)] for i in range(arguments.people)])
     for tracer in arguments.tracers or model.tracers:
-        results = measured(model, people, tracer, unseen.names)
+        results = measured(model, people, tracer, whose)
         specs = recipe.conditioning.variables
         found = oracle(crowd, results, specs, tracer) if centiloid_equation(tracer) else None
         print(heading(tracer))

@@ -13,7 +13,7 @@ from scipy import stats
 
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training import calibration, validation
-from bids_petsynth.training.card import spread_section
+from bids_petsynth.training.card import figures_section, spread_section
 from bids_petsynth.training.pairs import (
     TrainingCase,
 )
@@ -46,6 +46,15 @@ def test_a_card_gets_new_spread_factors_and_keeps_the_rest(after):
     card = f"# Card\n\n{old}\n{after}"
     assert calibration.with_section(card, new) == card.replace("1.50", "0.50")
     assert calibration.with_section("# Card\n", new) == f"# Card\n\n{new}\n"
+
+
+def test_a_card_gets_new_figures_beside_other_tables():
+    row = {"mae": 0.1, "mae_of_mean": 0.2, "bias": -0.01, "voxel_r": 0.9, "people": 24}
+    old, new = (figures_section({"AV45": row | {"mae": mae}}, True) for mae in (0.123, 0.111))
+    spread = spread_section(replace(small_model(), spread={"AV45": 1.5}), True)
+    card = f"# Card\n\n{old}\n\nThey verify.\n\n{spread}\n"
+    assert calibration.with_section(card, new) == card.replace("0.123", "0.111")
+    assert new.endswith("| AV45 | 0.111 | 0.200 | -0.010 | 0.900 | nan / nan | nan / nan | 24 |")
 
 
 @pytest.mark.parametrize("n", [20, 60])

@@ -16,7 +16,7 @@ from bids_petsynth.bids.pets import find_pets
 from bids_petsynth.bids.sink import hash_settings
 from bids_petsynth.models.recipe import Recipe, load_recipe
 from bids_petsynth.pet.tracers import canonical
-from bids_petsynth.training.preparing import content, way
+from bids_petsynth.training.preparing import hash_of, placement
 
 RECIPES = (
     "petsynth",
@@ -76,16 +76,16 @@ def coarse_preparation(site: Path, prepared: Path, recipe: Recipe, out: Path) ->
         head["labels"] = _pooled(head["labels"]).round().astype(np.uint8)
         head["t1w"] = _pooled(head["t1w"][None])[0].astype(np.float16)
         head |= {name: head[name][::2, ::2, ::2] for name in ("measured", "codes")} | {"affine": affine}
-        key = hash_settings([content(case.t1w), recipe.grid.model_dump(mode="json"), weights_hash()])
+        key = hash_settings([hash_of(case.t1w), recipe.grid.model_dump(mode="json"), weights_hash()])
         np.savez(out / "heads" / f"{case.label}_{key[:12]}.npz", **head)
         for other in find_others(site, recipe.conditioning.sources, [case.participant]):
-            key = hash_settings([content(other.path), other.modality, way(affine)])
+            key = hash_settings([hash_of(other.path), other.modality, placement(affine)])
             path = out / "scans" / f"{other.label}_{key[:12]}.npz"
             np.savez(path, suvr=np.clip(1.8 - head["t1w"], 0, None).astype(np.float16))
             path.with_suffix(".jpg").write_bytes(b"\xff\xd8")
         for pet in find_pets(site, [case.participant], canonical=canonical):
             (old,) = (prepared / "scans").glob(f"{pet.label}_*.npz")
-            key = hash_settings([content(pet.path), dict(pet.sidecar), None, None, way(affine)])
+            key = hash_settings([hash_of(pet.path), dict(pet.sidecar), None, None, placement(affine)])
             path = out / "scans" / f"{pet.label}_{key[:12]}.npz"
             with np.load(old, allow_pickle=False) as file:
                 np.savez(path, suvr=_pooled(file["suvr"][None])[0].astype(np.float16))

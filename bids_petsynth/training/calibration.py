@@ -1,7 +1,7 @@
 """Calibrating the draws of a model folder anew: ``python -m bids_petsynth.training.calibration ARRAYS MODEL``.
 
 The spread factors and the texture gains (:mod:`bids_petsynth.training.validation`) are those that a training on ARRAYS
-ends with; nothing is trained. They replace the model's own, in its card too.
+ends with; nothing is trained. They replace the model's own, in its card too, and the card's figures are made anew.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from bids_petsynth.errors import UsageError
 from bids_petsynth.models.folder import Model, calibration_text, put_files
 from bids_petsynth.models.synthesizer import Synthesizer
-from bids_petsynth.training.card import SPREAD_TITLE, spread_section
+from bids_petsynth.training.card import figures_section, spread_section
 from bids_petsynth.training.ground import Ground
 from bids_petsynth.training.simulated import SimulatedGround
-from bids_petsynth.training.validation import calibration
+from bids_petsynth.training.validation import CARD_DRAWS, calibration, evaluate
 
 
 def recalibrate(folder: Path, model: Synthesizer, ground: Ground) -> Model:
@@ -36,17 +36,26 @@ def recalibrate(folder: Path, model: Synthesizer, ground: Ground) -> Model:
     if model.regional is None:
         raise UsageError(f"The model {folder} has no regional part; its draws are calibrated when it is trained.")
     found = replace(model.model, **calibration(model, ground.held_people(), ground.texture_cases))
-    card = with_section(found.card, spread_section(found, ground.demonstration))
+    # what is drawn depends on the gains, so that the figures come after them
+    figures, _ = evaluate(
+        Synthesizer(found, str(model.device), model.texts),
+        ground.held_cases(),
+        CARD_DRAWS,
+        found.recipe.grid.voxel_size,
+    )
+    card = with_section(found.card, figures_section(figures, ground.demonstration))
+    card = with_section(card, spread_section(found, ground.demonstration))
     files = {"calibration.json": calibration_text(found), "MODEL_CARD.md": card}
     put_files(folder, {name: text.encode() for name, text in files.items()})
     return found
 
 
 def with_section(card: str, section: str) -> str:
-    """A card with the section on spread factors in place of the one that it has, up to the end of its table."""
-    if SPREAD_TITLE not in card:
+    """A card with the section in place of the one of that heading which it has, up to the end of its table."""
+    title = section.partition("\n")[0]
+    if title not in card:
         return f"{card.rstrip()}\n\n{section}\n"
-    return re.sub(rf"{SPREAD_TITLE}\n[^|]*(\|.*(\n|\Z))+", lambda _: f"{section}\n", card)
+    return re.sub(rf"{re.escape(title)}\n[^|]*(\|.*(\n|\Z))+", lambda _: f"{section}\n", card)
 
 
 def main(argv: list[str] | None = None) -> None:

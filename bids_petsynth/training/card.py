@@ -16,9 +16,6 @@ from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training.ground import Ground
 from bids_petsynth.training.regional import RegionalPeople
 
-#: Heading of the section that :func:`spread_section` writes.
-SPREAD_TITLE = "## Spread factors"
-
 
 def sensitivity_figures(synthesizer: Synthesizer, people: RegionalPeople) -> dict[str, dict[str, tuple[float, float]]]:
     """By tracer and variable: mean change of the target SUVR per SD, and mean absolute change when it is dropped."""
@@ -50,12 +47,6 @@ def model_card(
 ) -> str:
     """``MODEL_CARD.md`` filled from the run; ``note`` tells whose the figures are, ``start`` what it began with."""
     recipe = model.recipe
-    rows = [
-        f"| {tracer} | {f['mae']:.3f} | {f['mae_of_mean']:.3f} | {f['bias']:+.3f} | {f['voxel_r']:.3f} | "
-        f"{f.get('true_negative', np.nan):.2f} / {f.get('synthetic_negative', np.nan):.2f} | "
-        f"{f.get('true_positive', np.nan):.2f} / {f.get('synthetic_positive', np.nan):.2f} |"
-        for tracer, f in figures.items()
-    ]
     grid = f"{' × '.join(map(str, recipe.grid.shape))} voxels of {recipe.grid.voxel_size:g} mm"
     columns = "\n".join(f"- `{spec.name}` ({spec.transform})" for spec in recipe.conditioning.variables)
     return f"""# Model card: {recipe.name}{" (demonstration)" if ground.demonstration else ""}
@@ -76,12 +67,7 @@ T1w, label probabilities, tracer, and of the record (any may be missing; on the 
 
 {columns}
 
-## Figures on held-out {"simulated " if ground.demonstration else ""}people
-Regional SUVR over all regions; the baseline predicts every region's mean over the same people.
-
-| tracer | MAE | baseline | bias | voxel r | cortex, negative: true / synthetic | positive: the same |
-|---|---|---|---|---|---|---|
-{chr(10).join(rows)}
+{figures_section(figures, ground.demonstration)}
 
 {" ".join(filter(None, (ground.figures_note, note)))}
 
@@ -103,6 +89,22 @@ It began with the weights of the model {start.recipe.name} of {start.version} (`
 {start.weights_sha256}): what that model's card says of data and licence holds for these weights too."""
 
 
+def figures_section(figures: Mapping[str, Mapping[str, float]], simulated: bool) -> str:
+    """The card's section on figures of held-out people, of ``training.validation.evaluate``; as ``spread_section``."""
+    rows = [
+        f"| {tracer} | {f['mae']:.3f} | {f['mae_of_mean']:.3f} | {f['bias']:+.3f} | {f['voxel_r']:.3f} | "
+        f"{f.get('true_negative', np.nan):.2f} / {f.get('synthetic_negative', np.nan):.2f} | "
+        f"{f.get('true_positive', np.nan):.2f} / {f.get('synthetic_positive', np.nan):.2f} | {f['people']:.0f} |"
+        for tracer, f in figures.items()
+    ]
+    return f"""## Figures on held-out {"simulated " if simulated else ""}people
+Regional SUVR over all regions; the baseline predicts every region's mean over the same people.
+
+| tracer | MAE | baseline | bias | voxel r | cortex, negative: true / synthetic | positive: the same | people |
+|---|---|---|---|---|---|---|---|
+{chr(10).join(rows)}"""
+
+
 def spread_section(model: Model, simulated: bool) -> str:
     """The card's section on how the draws of a model were calibrated; a last line without its end."""
     people = "simulated people" if simulated else "people"
@@ -115,7 +117,7 @@ def spread_section(model: Model, simulated: bool) -> str:
         gains = model.texture.get(name)
         detail = f"{min(gains):.2f} to {max(gains):.2f}" if gains else "as drawn"
         rows.append(f"| {name} | {factor:.2f} | {model.target_spread.get(name, factor):.2f} | {detail} |")
-    return f"""{SPREAD_TITLE}
+    return f"""## Spread factors
 Factors on the deviations of the draws from their mean, by which intervals cover what they say on held-out
 {people}{how}:
 

@@ -38,7 +38,14 @@ from bids_petsynth.training.phases import choose_style, fit_autoencoder, styled
 from bids_petsynth.training.regional import train_regional
 from bids_petsynth.training.scaling import Spread
 from bids_petsynth.training.simulated import SimulatedGround
-from bids_petsynth.training.validation import WATCHED_CASES, HeldOut, calibration, evaluate, share_held_out
+from bids_petsynth.training.validation import (
+    CARD_DRAWS,
+    WATCHED_CASES,
+    HeldOut,
+    calibration,
+    evaluate,
+    share_held_out,
+)
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -247,7 +254,7 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
         sensitivity = sensitivity_figures(generator, people.first(SENSITIVITY_PEOPLE))
         tuned = calibration(generator, people, ground.texture_cases)
         generator = Synthesizer(replace(trained, texture=tuned["texture"]), device, run.texts)
-    figures, spread = evaluate(generator, reported, 4, recipe.grid.voxel_size)
+    figures, spread = evaluate(generator, reported, CARD_DRAWS, recipe.grid.voxel_size)
     tuned = {"spread": spread} | tuned
     trained = replace(trained, **tuned, ranges=ground.ranges(), surface=_normative(ground, recipe, run))
     given = "Each synthetic scan was made given all other scans of the person that the recipe takes."

@@ -162,7 +162,7 @@ def _head(case: Case, recipe: Recipe, how: Preparation) -> tuple[Path, Anatomy]:
     from bids_petsynth.anatomy.volume import read_t1w
 
     grid = recipe.grid
-    key = hash_settings([content(case.t1w), grid.model_dump(mode="json"), weights_hash()])
+    key = hash_settings([hash_of(case.t1w), grid.model_dump(mode="json"), weights_hash()])
     path = how.work / "heads" / f"{case.label}_{key[:12]}.npz"
     if not path.is_file():
         t1w = read_t1w(case.t1w, case.label)
@@ -182,7 +182,9 @@ def _scan(pair: Pair, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[st
     from bids_petsynth.reports.training import pair_picture
 
     pet, spec = pair.pet, tracer_named(pair.pet.tracer)
-    key = hash_settings([content(pet.path), dict(pet.sidecar), how.window_min, how.fwhm, way(anatomy.grid.affine)])
+    key = hash_settings(
+        [hash_of(pet.path), dict(pet.sidecar), how.window_min, how.fwhm, placement(anatomy.grid.affine)]
+    )
     path = how.work / "scans" / f"{pet.label}_{key[:12]}.npz"
     figures = path.with_suffix(".json")
     if not (path.is_file() and figures.is_file()):
@@ -205,7 +207,7 @@ def _other(scan: OtherScan, anatomy: Anatomy, how: Preparation) -> tuple[Path, d
     from bids_petsynth.anatomy.others import prepare_other
     from bids_petsynth.reports.training import other_picture
 
-    key = hash_settings([content(scan.path), scan.modality, way(anatomy.grid.affine)])
+    key = hash_settings([hash_of(scan.path), scan.modality, placement(anatomy.grid.affine)])
     path = how.work / "scans" / f"{scan.label}_{key[:12]}.npz"
     if not path.is_file():
         store_scan(prepare_other(scan, anatomy, how.seed), path)
@@ -216,12 +218,12 @@ def _other(scan: OtherScan, anatomy: Anatomy, how: Preparation) -> tuple[Path, d
     return path, {"picture": f"{path.parent.name}/{picture.name}"}
 
 
-def way(affine: np.ndarray) -> list[object]:
+def placement(affine: np.ndarray) -> list[object]:
     """What of a head decides how its other scans are prepared: where it lies, and what labelled it."""
     return [affine.tolist(), weights_hash()]
 
 
-def content(path: Path) -> str:
+def hash_of(path: Path) -> str:
     """Hash of a file.
 
     Raises

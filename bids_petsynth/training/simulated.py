@@ -19,7 +19,9 @@ from bids_petsynth.training.regional import RegionalPeople, simulate_regions, tr
 
 #: People in the pool when training starts (they must be simulated first).
 FIRST_PEOPLE = 16
-EVALUATION_SEED, CALIBRATION_PEOPLE = 1_000_000, 8
+EVALUATION_SEED = 1_000_000
+#: People on unseen heads, half of them clearly amyloid-positive, whose figures the card tells.
+FIGURE_PEOPLE = 24
 #: People on unseen heads whose regional means alone are simulated, to calibrate the spread of the draws: over 300 the
 #: error's own spread is known no better than to a tenth.
 REGIONAL_CALIBRATION_PEOPLE = 1200
@@ -85,7 +87,7 @@ class SimulatedGround:
         return simulate_regions(self._unseen, *self._tracers, n, EVALUATION_SEED, workers())
 
     def held_cases(self, n: int | None = None) -> list[TrainingCase]:
-        return evaluation_cases(self._unseen, self.recipe, CALIBRATION_PEOPLE if n is None else n)
+        return evaluation_cases(self._unseen, self.recipe, FIGURE_PEOPLE if n is None else n)
 
     def texture_cases(self) -> Iterator[TrainingCase]:
         for number in range(TEXTURE_PEOPLE):

@@ -38,6 +38,8 @@ LEAST_TO_SHARE = 8
 STOPPING_PEOPLE = 8
 #: Cases that are watched where nothing is decided by them.
 WATCHED_CASES = 2
+#: Draws of each person for the figures of the card.
+CARD_DRAWS = 4
 
 
 def region_means(volumes: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -309,6 +311,7 @@ def evaluate(
         error = d.mean(1) - y
         known = np.isfinite(y).all(0)
         row = {
+            "people": len(scanned),
             "mae": float(np.nanmean(np.abs(error))),
             "bias": float(np.nanmean(error)),
             "mae_of_mean": float(np.nanmean(np.abs(y[:, known].mean(0) - y[:, known]))),

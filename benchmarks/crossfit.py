@@ -1,0 +1,116 @@
+"""The regional flow on heads that its training did not see, for all heads by turns; no image is made.
+
+    python benchmarks/crossfit.py ARRAYS OUT [--people 9360] [--tracers AV45 …]
+
+ARRAYS are the prepared heads (``python -m bids_petsynth.training.grid heads …``). They are shared among five folds. For
+each a flow is trained from the start on people of the other heads, as the built-in model's is; of its own heads one
+tenth of the people calibrate its spread and another tenth are those who are measured. All that is made is kept
+under OUT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from model import PEOPLE_SEED
+from model_tables import VARIANTS, Results, heading, oracle, prediction_rows, uncertainty_rows
+from regional import crowd_of, measured, people_of
+from safetensors.torch import load_file, save_file
+
+from bids_petsynth.models.folder import Model, build_regional
+from bids_petsynth.models.synthesizer import Synthesizer
+from bids_petsynth.pet.tracers import centiloid_equation
+from bids_petsynth.training.pairs import head_of, load_heads
+from bids_petsynth.training.regional import RegionalPeople, train_regional
+from bids_petsynth.training.validation import regional_spread
+
+FOLDS = 5
+#: One of so many people is for calibration, and one for the figures.
+SHARES = 10
+
+
+def some(people: RegionalPeople, which: np.ndarray) -> RegionalPeople:
+    """Those of the people where the mask ``which (N,)`` is true."""
+    chosen = torch.from_numpy(which)
+    records = tuple(record for record, kept in zip(people.records, which, strict=True) if kept)
+    return RegionalPeople(records, people.means[chosen], people.volumes[chosen])
+
+
+def fitted(like: Model, people: RegionalPeople, held: RegionalPeople, folder: Path) -> Synthesizer:
+    """A model with the recipe of ``like`` and a regional part of its own, from ``folder`` if it was made before."""
+    torch.manual_seed(like.recipe.training.seed)
+    model = replace(like, regional=build_regional(like.recipe, people.means.shape[2]), spread={}, target_spread={})
+    weights, spread = folder / "regional.safetensors", folder / "spread.json"
+    if weights.is_file():
+        model.regional.load_state_dict(load_file(weights))
+    else:
+        recipe = like.recipe
+        parts = (recipe.tracers, recipe.conditioning, like.variables, recipe.regional, recipe.training.seed)
+        print(f"{folder.name}: {len(people.records)} people, loss {train_regional(model.regional, people, *parts):.3f}")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(model.regional.state_dict(), weights)
+    if not spread.is_file():
+        names = ("spread", "target_spread")
+        spread.write_text(json.dumps(dict(zip(names, regional_spread(Synthesizer(model), held), strict=True))))
+    return Synthesizer(replace(model, **json.loads(spread.read_text())))
+
+
+def together(parts: Sequence[Results]) -> Results:
+    """The people of several results."""
+    figures = {key: np.concatenate([part.figures[key] for part in parts]) for key in parts[0].figures}
+    return Results(np.concatenate([part.heads for part in parts]), figures)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("arrays", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--people", type=int, default=9360)
+    parser.add_argument("--tracers", nargs="+", help="measured; all of the model's by default")
+    arguments = parser.parse_args()
+    built_in = Synthesizer.load()
+    like, tracers, recipe = built_in.model, built_in.tracers, built_in.model.recipe
+    heads = load_heads(arguments.arrays, recipe)
+    people = people_of(heads, tracers, recipe.grid.voxel_size, arguments.people, arguments.out)
+    whose = np.array([head_of(len(heads), PEOPLE_SEED, i) for i in range(arguments.people)])
+    fold_of = np.arange(len(heads)) % FOLDS
+    # whole turns over the heads have one share, so that each head is in each
+    share = np.arange(arguments.people) // len(heads) % SHARES
+    of = hashlib.sha256(people.means.numpy().tobytes()).hexdigest()[:8]
+    folds = []
+    for fold in range(FOLDS):
+        inside = fold_of[whose] == fold
+        groups = (~inside & (share > 1), inside & (share == 0))
+        folds.append(fitted(like, *(some(people, group) for group in groups), arguments.out / f"fold{fold}_{of}"))
+    count = int((share == 1).sum())
+    print(f"{count} simulated people on {len(heads)} heads, {FOLDS} flows that did not see theirs.")
+    print("Figures on simulated data verify the software; they say nothing about patients.")
+    for tracer in arguments.tracers or tracers:
+        parts, best = [], []
+        for fold, model in enumerate(folds):
+            group = (fold_of[whose] == fold) & (share == 1)
+            parts.append(measured(model, some(people, group), tracer, np.array(heads.names)[whose[group]]))
+            if centiloid_equation(tracer):
+                others = heads.select(lambda name, f=fold: fold_of[heads.names.index(name)] != f)
+                crowd = crowd_of(others, recipe.grid.voxel_size * recipe.label_pool)
+                best.append(oracle(crowd, parts[-1], recipe.conditioning.variables, tracer))
+        found = {v: tuple(map(np.concatenate, zip(*(b[v] for b in best), strict=True))) for v in VARIANTS if best}
+        results = together(parts)
+        print(heading(tracer))
+        for line in (
+            *prediction_rows(results, tracer, found or None),
+            *uncertainty_rows(results, tracer, found or None),
+        ):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
