@@ -313,11 +313,16 @@ def sensitivity(
             "variable": name,
             "status": status,
             "unit": clinical_variables()[name].unit.name,
-            "change": round(found[name].change, 2) if name in found else None,
-            "per_sd": round(found[name].per_sd, 2) if name in found else None,
+            "change": _hundredths(found[name].change) if name in found else None,
+            "per_sd": _hundredths(found[name].per_sd) if name in found else None,
         }
         for name, status in used.items()
     ]
+
+
+def _hundredths(value: float) -> float:
+    """A value rounded to .01, zero without a sign."""
+    return round(value, 2) + 0.0
 
 
 def record_from(values: Mapping[str, float | str]) -> ClinicalRecord:

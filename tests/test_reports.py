@@ -29,7 +29,7 @@ from bids_petsynth.pet.quantification import normalise, quantify
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.reports.boilerplate import bibliography, methods
 from bids_petsynth.reports.citation import facts_of, methods_of
-from bids_petsynth.reports.content import Pet, Scan, read_participant
+from bids_petsynth.reports.content import Pet, Scan, change_text, read_participant
 from bids_petsynth.reports.participant import LIMIT, write_report
 from bids_petsynth.settings import Settings
 from bids_petsynth.tables import read_table
@@ -147,7 +147,7 @@ def test_sessions_tracers_and_what_each_value_did(out):
     seen = Page(out / "sub-many.html").seen
     for title in ("Session 1: AV45", "Session 1: FDG", "Session 2: AV45", "Session 2: FDG"):
         assert title in seen
-    assert "+0.123" in seen and "was not computed in this run" in seen
+    assert "+0.12" in seen and "was not computed in this run" in seen
     figures = {path.name for path in (out / "sub-many" / "figures").iterdir()}
     assert "sub-many_ses-1_trc-AV45_desc-sensitivity_pet.svg" in figures
     assert "sub-many_ses-2_trc-AV45_desc-sensitivity_pet.svg" not in figures
@@ -354,3 +354,10 @@ def test_chromium_shows_it_without_a_complaint(out, tmp_path, participant):
             )
             browser.wait("document.getElementById('viewer-place').textContent.includes('FDG')")
         assert browser.messages == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [(0.0, "0.00"), (-0.0, "0.00"), (-0.004, "0.00"), (-0.01, "-0.01"), (0.126, "+0.13")]
+)
+def test_changes_are_told_in_hundredths(change, told):
+    assert change_text(change) == told

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from bids_petsynth.anatomy.regions import all_regions
 from bids_petsynth.pet.tracers import cutoffs, default_cutoff
 from bids_petsynth.reports.canvas import BLUE, GREEN, ORANGE, SKY, VERMILION, Figure, new_canvas, svg
-from bids_petsynth.reports.content import Pet, Row, number
+from bids_petsynth.reports.content import Pet, Row, change_text, number
 
 
 def regional(pet: Pet, ranges: Mapping[str, Row]) -> Figure:
@@ -124,12 +124,14 @@ def sensitivity(pet: Pet) -> Figure | None:
     axes = canvas.subplots()
     for place, (_, change) in enumerate(moved):
         axes.barh(place, change, 0.6, color=VERMILION if change > 0 else BLUE)
-        axes.text(change, place, f" {change:+.3f} ", va="center", ha="left" if change > 0 else "right", fontsize=8)
+        side = "right" if change < 0 else "left"
+        axes.text(change, place, f" {change_text(change)} ", va="center", ha=side, fontsize=8)
     axes.set_yticks(range(len(moved)), [name for name, _ in moved])
     axes.invert_yaxis()
-    axes.margins(x=0.2)
+    end = 1.3 * max(0.02, *(abs(change) for _, change in moved))
+    axes.set_xlim(-end, end)
     axes.axvline(0, color="#555555", linewidth=0.8)
     axes.set_xlabel(f"change of the target SUVR of {pet.tracer.name} by the value")
-    words = ", ".join(f"{name} {change:+.3f}" for name, change in moved)
+    words = ", ".join(f"{name} {change_text(change)}" for name, change in moved)
     alt = f"Bar chart of how much each value moved the target SUVR of {pet.tracer.name}: {words}."
-    return Figure("sensitivity", svg(canvas), alt, "Target SUVR with the value minus without it.")
+    return Figure("sensitivity", svg(canvas), alt, "Target SUVR with the value minus without it, rounded to 0.01.")

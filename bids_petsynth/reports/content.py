@@ -223,6 +223,11 @@ def number(text: str | None) -> float | None:
         return None
 
 
+def change_text(change: float) -> str:
+    """A change of SUVR in the hundredths that the tables tell, zero without a sign."""
+    return f"{change:+.2f}" if abs(change) >= 0.005 else "0.00"
+
+
 def target_label(pet: Pet) -> str:
     """Name for people of the composite that sums the scan up."""
     name = pet.measures.get("target", "")

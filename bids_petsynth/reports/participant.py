@@ -21,7 +21,7 @@ from bids_petsynth.pet.tracers import default_cutoff
 from bids_petsynth.reports import bars, figures, surface, viewer
 from bids_petsynth.reports.boilerplate import methods
 from bids_petsynth.reports.canvas import Figure
-from bids_petsynth.reports.content import Pet, Row, Scan, number, read_participant, target_label
+from bids_petsynth.reports.content import Pet, Row, Scan, change_text, number, read_participant, target_label
 from bids_petsynth.reports.pages import render
 from bids_petsynth.tables import data_path
 from bids_petsynth.types import Case
@@ -285,4 +285,4 @@ def _variable_rows(scan: Scan) -> list[dict[str, Any]]:
 
 def _signed(row: Row, column: str) -> str:
     value = number(row.get(column))
-    return "n/a" if value is None else f"{value:+.3f}"
+    return "n/a" if value is None else change_text(value)
