@@ -19,15 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from model import PEOPLE_SEED
 from model_tables import VARIANTS, Results, heading, oracle, prediction_rows, uncertainty_rows
-from regional import crowd_of, measured, people_of
+from regional import crowd_of, heads_of, measured, people_of
 from safetensors.torch import load_file, save_file
 
 from bids_petsynth.models.folder import Model, build_regional
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.pet.tracers import centiloid_equation
-from bids_petsynth.training.pairs import head_of, load_heads
+from bids_petsynth.training.pairs import load_heads
 from bids_petsynth.training.regional import RegionalPeople, train_regional
 from bids_petsynth.training.validation import regional_spread
 
@@ -68,6 +67,11 @@ def together(parts: Sequence[Results]) -> Results:
     return Results(np.concatenate([part.heads for part in parts]), figures)
 
 
+def joined(oracles: Sequence[dict]) -> dict:
+    """What the oracle of each fold says of its people, of all people."""
+    return {v: tuple(map(np.concatenate, zip(*(each[v] for each in oracles), strict=True))) for v in VARIANTS}
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -80,35 +84,32 @@ def main() -> None:
     like, tracers, recipe = built_in.model, built_in.tracers, built_in.model.recipe
     heads = load_heads(arguments.arrays, recipe)
     people = people_of(heads, tracers, recipe.grid.voxel_size, arguments.people, arguments.out)
-    whose = np.array([head_of(len(heads), PEOPLE_SEED, i) for i in range(arguments.people)])
-    fold_of = np.arange(len(heads)) % FOLDS
+    whose = heads_of(heads, arguments.people)
+    fold_of = {name: place % FOLDS for place, name in enumerate(heads.names)}
+    theirs = np.array([fold_of[name] for name in whose])
     # whole turns over the heads have one share, so that each head is in each
     share = np.arange(arguments.people) // len(heads) % SHARES
     of = hashlib.sha256(people.means.numpy().tobytes()).hexdigest()[:8]
     folds = []
     for fold in range(FOLDS):
-        inside = fold_of[whose] == fold
-        groups = (~inside & (share > 1), inside & (share == 0))
-        folds.append(fitted(like, *(some(people, group) for group in groups), arguments.out / f"fold{fold}_{of}"))
-    count = int((share == 1).sum())
+        train, spread, test = (theirs != fold) & (share > 1), *((theirs == fold) & (share == k) for k in (0, 1))
+        model = fitted(like, some(people, train), some(people, spread), arguments.out / f"fold{fold}_{of}")
+        others = heads.select(lambda name, fold=fold: fold_of[name] != fold)
+        crowd = crowd_of(others, recipe.grid.voxel_size * recipe.label_pool)
+        folds.append((model, some(people, test), whose[test], crowd))
+    count = sum(len(names) for _, _, names, _ in folds)
     print(f"{count} simulated people on {len(heads)} heads, {FOLDS} flows that did not see theirs.")
     print("Figures on simulated data verify the software; they say nothing about patients.")
     for tracer in arguments.tracers or tracers:
         parts, best = [], []
-        for fold, model in enumerate(folds):
-            group = (fold_of[whose] == fold) & (share == 1)
-            parts.append(measured(model, some(people, group), tracer, np.array(heads.names)[whose[group]]))
+        for model, tested, names, crowd in folds:
+            parts.append(measured(model, tested, tracer, names))
             if centiloid_equation(tracer):
-                others = heads.select(lambda name, f=fold: fold_of[heads.names.index(name)] != f)
-                crowd = crowd_of(others, recipe.grid.voxel_size * recipe.label_pool)
                 best.append(oracle(crowd, parts[-1], recipe.conditioning.variables, tracer))
-        found = {v: tuple(map(np.concatenate, zip(*(b[v] for b in best), strict=True))) for v in VARIANTS if best}
+        found = joined(best) if best else None
         results = together(parts)
         print(heading(tracer))
-        for line in (
-            *prediction_rows(results, tracer, found or None),
-            *uncertainty_rows(results, tracer, found or None),
-        ):
+        for line in (*prediction_rows(results, tracer, found), *uncertainty_rows(results, tracer, found)):
             print(line, flush=True)
 
 

@@ -69,6 +69,11 @@ def measured(model: Synthesizer, people: RegionalPeople, tracer: str, heads: np.
     return Results(heads, figures)
 
 
+def heads_of(heads: Heads, n: int) -> np.ndarray:
+    """Name of the head of each of the ``n`` people of :func:`people_of`."""
+    return np.array([heads.names[head_of(len(heads), PEOPLE_SEED, i)] for i in range(n)])
+
+
 def crowd_of(heads: Heads, voxel: float) -> np.ndarray:
     """``(H, C - 1)`` log volumes of the regions of heads, whose label probabilities have voxels of ``voxel`` mm."""
     return log_volumes(label_volumes(torch.from_numpy(heads.probabilities) / 255, voxel)[:, 1:]).double().numpy()
@@ -91,7 +96,7 @@ def main() -> None:
     crowd = crowd_of(seen, recipe.grid.voxel_size * recipe.label_pool)
     print(f"{len(people.records)} simulated people on {len(unseen)} heads, model {recipe.name} {model.model.version}.")
     print("Figures on simulated data verify the software; they say nothing about patients.")
-    whose = np.array([unseen.names[head_of(len(unseen), PEOPLE_SEED, i)] for i in range(arguments.people)])
+    whose = heads_of(unseen, arguments.people)
     for tracer in arguments.tracers or model.tracers:
         results = measured(model, people, tracer, whose)
         specs = recipe.conditioning.variables

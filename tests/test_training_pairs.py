@@ -138,6 +138,10 @@ def test_a_tiny_run_trains_resumes_and_writes_a_model(tmp_path, monkeypatch):
     parts, before = re.split(r"\n(?=## )", model.card), re.split(r"\n(?=## )", card)
     changed = {a.partition("\n")[0] for a, b in zip(parts, before, strict=True) if a != b}
     assert changed <= {"## Spread factors", "## Figures on held-out simulated people"}  # anew, from half precision
+    for now, then in zip(parts, before, strict=True):
+        if now.startswith("## Figures"):
+            numbers = [[float(n) for n in re.findall(r"-?\d+\.\d+", text)] for text in (now, then)]
+            assert numbers[0] == pytest.approx(numbers[1], abs=0.02)
     ranges = training_ranges(tmp_path / "out" / "model", model.weights_sha256)
     assert set(ranges) == {"AV45", "FDG"} and "left_superior_frontal" in ranges["FDG"]
     assert training_ranges(tmp_path / "out" / "model", "another") == {}

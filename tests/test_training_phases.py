@@ -40,6 +40,8 @@ def test_those_who_stop_a_training_are_not_those_who_are_reported(people):
 def test_where_they_are_few_or_nothing_is_decided_all_are_reported():
     few = share_held_out(held_out(7), patience=1)
     assert len(few.reported) == len(few.watched) == 7 and "too good" in few.note
+    shared = share_held_out(held_out(5, scans=5), patience=1)  # as simulated people share heads
+    assert len(shared.reported) == 25 and len({case.head for case in shared.watched}) == 5 and len(shared.watched) <= 8
     plain = share_held_out(held_out(20), patience=0)
     assert len(plain.reported) == 20 and len(plain.watched) == 2 and plain.note == ""
 

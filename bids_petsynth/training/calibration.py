@@ -38,7 +38,7 @@ def recalibrate(folder: Path, model: Synthesizer, ground: Ground) -> Model:
     found = replace(model.model, **calibration(model, ground.held_people(), ground.texture_cases))
     # what is drawn depends on the gains, so that the figures come after them
     figures, _ = evaluate(
-        Synthesizer(found, str(model.device), model.texts),
+        Synthesizer(found, model.device, model.texts),
         ground.held_cases(),
         CARD_DRAWS,
         found.recipe.grid.voxel_size,

@@ -269,7 +269,8 @@ def share_held_out(cases: Sequence[TrainingCase], patience: int) -> HeldOut:
             f"When training stopped was decided by these same {len(people)} people, too few to be shared, so the "
             "figures are a little too good."
         )
-        return HeldOut(list(cases), list(cases), note)
+        # every one is drawn at each validation
+        return HeldOut(list(cases[:: -(-len(cases) // STOPPING_PEOPLE) or 1]), list(cases), note)
     stopping = set(people[1 :: max(2, -(-len(people) // STOPPING_PEOPLE))])
     watched = [case for case in cases if case.head in stopping]
     reported = [case for case in cases if case.head not in stopping]
