@@ -24,7 +24,7 @@ from bids_petsynth.anatomy.regions import n_classes, regions
 from bids_petsynth.evaluation.diagnosis import Diagnosis, diagnose
 from bids_petsynth.evaluation.features import sources
 from bids_petsynth.evaluation.study import REAL
-from bids_petsynth.models.regional import label_volumes
+from bids_petsynth.models.regional import Geometry
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.pet.quantification import normalise
 from bids_petsynth.pet.tracers import default_cutoff
@@ -50,9 +50,9 @@ def one(heads: Heads, model: Synthesizer, tracer: str, number: int) -> dict[str,
     inside = np.where(measured < n_classes(), measured, 0).ravel()
     count = np.bincount(inside, minlength=n_classes())[1:]
     real = np.bincount(inside, scan.ravel(), n_classes())[1:] / np.maximum(count, 1)
-    volumes = label_volumes(case.labels[None], size * recipe.label_pool)
+    head = Geometry.of(case.labels[None], size * recipe.label_pool)
     # class 0 lies around the brain
-    synthetic = model.regional_draws(case.record, tracer, volumes, number).mean(0).numpy()[1:]
+    synthetic = model.regional_draws(case.record, tracer, head, number).mean(0).numpy()[1:]
     there = [i for i, n in enumerate(count) if n]
     return {
         "number": number,

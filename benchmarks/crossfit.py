@@ -39,7 +39,7 @@ def some(people: RegionalPeople, which: np.ndarray) -> RegionalPeople:
     """Those of the people where the mask ``which (N,)`` is true."""
     chosen = torch.from_numpy(which)
     records = tuple(record for record, kept in zip(people.records, which, strict=True) if kept)
-    return RegionalPeople(records, people.means[chosen], people.volumes[chosen])
+    return RegionalPeople(records, people.means[chosen], people.heads[chosen])
 
 
 def fitted(like: Model, people: RegionalPeople, held: RegionalPeople, folder: Path) -> Synthesizer:

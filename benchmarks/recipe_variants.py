@@ -99,7 +99,11 @@ def recipe_of(variant: str, scale: str, tracers: tuple[str, ...], seed: int) -> 
             if net["kind"] == "dual-arm":
                 net |= {"slices": 12, "stride": 6}
         if space["kind"] == "autoencoder":
-            space |= {"channels": [max(8, c // 2) for c in space["channels"]], "adversarial": 0.0}
+            # twice the voxel and a level less: its latents are of the same place and size
+            data["grid"] = {"shape": [n // 2 for n in data["grid"]["shape"]], "voxel_size": 4.0}
+            space["channels"] = [max(8, c // 2) for c in space["channels"][1:]]
+            # one volume a step: as much is learnt of each as of four
+            space |= {"batch": 1, "rate": 2e-3, "adversarial": 0.0}
         net["channels"] = [max(16, c // 2) for c in net["channels"]]
         net["blocks"], net["groups"] = 1, 8
         data["training"] |= {"batch": 4, "rate": 1e-3, "warmup": 20, "ema": 0.98}

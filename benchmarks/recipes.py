@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from model import measure
 from model_tables import without_plasma
 from recipe_variants import VARIANTS, Variant, recipe_of
@@ -49,7 +50,7 @@ from bids_petsynth.training.loop import write_atomically
 from bids_petsynth.training.pairs import Heads, TrainingCase, dseg_codes, load_heads, simulate_case
 from bids_petsynth.training.simulated import SimulatedGround
 
-TRACER, PEOPLE_SEED, CALIBRATION_HEADS = "AV45", 5_000_000, 3
+TRACER, PEOPLE_SEED, CALIBRATION_HEADS, CALIBRATION_PEOPLE = "AV45", 5_000_000, 3, 8
 KEPT = ("t1w", "classes", "measured", "labels")
 
 
@@ -94,11 +95,30 @@ class Crowd:
         return TrainingCase(about["head"], *images, about["record"], about["truth"], pet)
 
 
+def on_grid_of(recipe: Recipe, case: TrainingCase) -> TrainingCase:
+    """The case on the grid of a recipe whose voxels are as large as the case's, or some times as large."""
+    times = case.t1w.shape[0] // recipe.grid.shape[0]
+    if times == 1:
+        return case
+
+    def pooled(image: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool3d(image[None], times)[0]
+
+    pet = {name: pooled(scan[None])[0] for name, scan in case.pet.items()}
+    classes, measured = (image[::times, ::times, ::times] for image in (case.classes, case.measured))
+    images = {"t1w": pooled(case.t1w[None])[0], "labels": pooled(case.labels), "pet": pet}
+    return replace(case, classes=classes, measured=measured, **images)
+
+
 @dataclass(frozen=True)
 class BenchGround(SimulatedGround):
     """A crowd to train on; the heads that no training sees stay for the evaluation alone."""
 
     crowd: Crowd
+
+    @cached_property
+    def _heads(self) -> Heads:
+        return load_heads(self.arrays, load_recipe("petsynth"))
 
     @cached_property
     def _seen(self) -> Heads:
@@ -114,7 +134,12 @@ class BenchGround(SimulatedGround):
         return self.crowd.size, self.crowd.size, 10**9
 
     def case(self, number: int) -> TrainingCase:
-        return self.crowd.case(number)
+        return on_grid_of(self.recipe, self.crowd.case(number))
+
+    def held_cases(self, n: int | None = None) -> list[TrainingCase]:
+        fine = self.recipe.model_copy(update={"grid": load_recipe("petsynth").grid})
+        cases = SimulatedGround.held_cases(replace(self, recipe=fine), CALIBRATION_PEOPLE if n is None else n)
+        return [on_grid_of(self.recipe, case) for case in cases]
 
     # tables for a model folder, which nobody is given
     def ranges(self) -> tuple:
@@ -157,15 +182,18 @@ def evaluate(engine: Synthesizer, variant: Variant, cases: Sequence[TrainingCase
 def person(engine: Synthesizer, variant: Variant, case: TrainingCase, number: int, draws: int) -> dict:
     """The figures of one person."""
     recipe, spec = engine.model.recipe, tracer_named(TRACER)
-    grid = template_grid(tuple(recipe.grid.shape), recipe.grid.voxel_size)
+    fine, shown = load_recipe("petsynth").grid, on_grid_of(recipe, case)
+    grid = template_grid(tuple(fine.shape), fine.voxel_size)
     labels = dseg_codes(case.measured.numpy(), grid)
     record = case.record if variant.plasma else without_plasma(case.record)
     n = 1 if recipe.draws_alike else draws
-    given = given_to(variant, recipe, case, number)
-    made = engine.sample(case.t1w[None], case.labels[None], record, TRACER, n, number, given)
+    given = given_to(variant, recipe, shown, number)
+    made = engine.sample(shown.t1w[None], shown.labels[None], record, TRACER, n, number, given)
+    if recipe.grid != fine:  # all are measured on the grid of the scans
+        made = F.interpolate(torch.from_numpy(made)[:, None], fine.shape, mode="trilinear")[:, 0].numpy()
     made = engine.calibrated(normalise(made, labels, grid, spec), TRACER)
     scan = normalise(case.pet[TRACER][None].numpy(), labels, grid, spec)
-    foreseen = engine.foreseen(case.labels[None], labels, record, TRACER, n, number)
+    foreseen = engine.foreseen(shown.labels[None], labels, record, TRACER, n, number)
     both = [quantify(v, labels, grid, spec, foreseen=f) for v, f in ((made, foreseen), (scan, None))]
     (regions, _), ((truth,), _) = (measure(volumes, labels, grid, spec) for volumes in (made, scan))
     return (
@@ -181,6 +209,7 @@ def operations(engine: Synthesizer, case: TrainingCase) -> float:
     """TFLOP of 8 draws."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    case = on_grid_of(engine.model.recipe, case)
     with FlopCounterMode(display=False) as counter:
         engine.sample(case.t1w[None], case.labels[None], case.record, TRACER, 1, 0)
     return 8 * counter.get_total_flops() / 1e12

@@ -21,7 +21,7 @@ from model import PEOPLE_SEED, save
 from model_tables import VARIANTS, Results, heading, oracle, prediction_rows, uncertainty_rows, vector, without_plasma
 
 from bids_petsynth.anatomy.regions import regions
-from bids_petsynth.models.regional import label_volumes, log_volumes
+from bids_petsynth.models.regional import Geometry, label_volumes, log_volumes
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.pet.tracers import centiloid_equation, target_weights
 from bids_petsynth.pet.tracers import tracer as tracer_named
@@ -41,28 +41,30 @@ def people_of(heads: Heads, tracers: Sequence[str], voxel_size: float, n: int, o
     if not path.is_file():
         made = simulate_regions(heads, tracers, voxel_size, n, PEOPLE_SEED, workers())
         records = np.array([json.dumps(record) for record in made.records])
-        save(path, {"records": records, "means": made.means.numpy(), "volumes": made.volumes.numpy()})
+        parts = {"means": made.means, **vars(made.heads)}
+        save(path, {"records": records, **{name: part.numpy() for name, part in parts.items()}})
     with np.load(path, allow_pickle=False) as file:
         records = tuple(json.loads(str(record)) for record in file["records"])
-        return RegionalPeople(records, torch.from_numpy(file["means"]), torch.from_numpy(file["volumes"]))
+        means, *of_heads = (torch.from_numpy(file[name]) for name in ("means", "volumes", "transfer"))
+        return RegionalPeople(records, means, Geometry(*of_heads))
 
 
 def measured(model: Synthesizer, people: RegionalPeople, tracer: str, heads: np.ndarray) -> Results:
     """Truth and draws of one tracer under the names that the tables ask for; ``heads`` names each person's."""
     place, specs = model.tracers.index(tracer), model.model.recipe.conditioning.variables
-    weights = np.stack([target_weights(tracer_named(tracer), v) for v in people.volumes.numpy()])
+    weights = np.stack([target_weights(tracer_named(tracer), v) for v in people.heads.volumes.numpy()])
     true = people.means[:, place].double().numpy()
     figures = {
         "values": np.stack([vector(record, specs) for record in people.records]),
-        "volumes": log_volumes(people.volumes[:, 1:]).double().numpy(),
+        "volumes": log_volumes(people.heads.volumes[:, 1:]).double().numpy(),
         f"{tracer}/regional": true[:, CLASSES],
         f"{tracer}/target": (true * weights).sum(1),
     }
     for variant in VARIANTS:
         draws, target = [], []
-        for number, (record, volumes) in enumerate(zip(people.records, people.volumes.split(1), strict=True)):
+        for number, (record, head) in enumerate(people.one_by_one()):
             known = record if variant == "plasma" else without_plasma(record)
-            drawn = model.regional_draws(known, tracer, volumes, number).numpy()
+            drawn = model.regional_draws(known, tracer, head, number).numpy()
             draws.append(drawn[:, CLASSES])
             target.append(drawn @ weights[number])
         figures |= {f"{tracer}/{variant}/draws": np.stack(draws), f"{tracer}/{variant}/target_draws": np.stack(target)}

@@ -304,10 +304,10 @@ def sensitivity(
     spec, model = tracer_named(tracer), generator.model
     used = used_variables(record, model.recipe.conditioning.variables)
     known = {name: value for name in used if (value := record.get(name)) is not None}
-    volumes = generator.volumes(anatomy)
-    sizes = volumes[0].numpy()
+    geometry = generator.geometry(anatomy)
+    sizes = geometry.volumes[0].numpy()
     target, reference = target_weights(spec, sizes), class_weights(spec.reference_regions, sizes)
-    found = moved_by(generator, known, tracer, volumes, target, reference, seed, n)
+    found = moved_by(generator, known, tracer, geometry, target, reference, seed, n)
     return [
         {
             "variable": name,

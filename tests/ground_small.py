@@ -11,7 +11,7 @@ from models_small import SHAPE
 
 from bids_petsynth.anatomy.regions import n_classes
 from bids_petsynth.models.recipe import Recipe
-from bids_petsynth.models.regional import label_volumes, regional_means
+from bids_petsynth.models.regional import Geometry, regional_means
 from bids_petsynth.training.pairs import TrainingCase
 from bids_petsynth.training.regional import RegionalPeople
 
@@ -56,8 +56,8 @@ class SmallGround:
             torch.stack([regional_means(F.avg_pool3d(c.pet[t][None], pool), c.labels[None])[0] for t in self.tracers])
             for c in cases
         ]
-        volumes = torch.cat([label_volumes(c.labels[None], 4.0) for c in cases])
-        return RegionalPeople(tuple(c.record for c in cases), torch.stack(means), volumes)
+        regions = Geometry.together([Geometry.of(c.labels[None], 4.0) for c in cases])
+        return RegionalPeople(tuple(c.record for c in cases), torch.stack(means), regions)
 
     def people(self) -> RegionalPeople:
         return self._people(range(self.count))

@@ -350,8 +350,8 @@ def test_columns_of_tables():
             recipe=load_recipe("petsynth"),
             variables=SimpleNamespace(sd=[1.0] * len(load_recipe("petsynth").conditioning.variables)),
         ),
-        volumes=lambda anatomy: torch.ones(1, n_classes()),
-        regional_draws=lambda values, tracer, volumes, seed, n: torch.ones(n, n_classes()),
+        geometry=lambda anatomy: SimpleNamespace(volumes=torch.ones(1, n_classes())),
+        regional_draws=lambda values, tracer, geometry, seed, n: torch.ones(n, n_classes()),
     )
     moved = sensitivity(flow, anatomy, record_from({"age": 70}), "AV45", 0, 2)
     told = {codes(row[0])[0]: codes(row[1]) for row in table(OUTPUTS, "table")}

@@ -16,6 +16,7 @@ from bids_petsynth.errors import InputError, ModelError, UsageError
 from bids_petsynth.models import folder as folder_module
 from bids_petsynth.models.conditioning import used_variables
 from bids_petsynth.models.folder import load_model, save_model
+from bids_petsynth.models.regional import Geometry
 from bids_petsynth.models.synthesizer import Synthesizer, choose_device, pool_labels
 from bids_petsynth.pet.tracers import targets
 from bids_petsynth.types import Anatomy, ClinicalRecord, Grid, Value
@@ -156,7 +157,7 @@ def test_draws_have_the_regional_means_that_the_regional_flow_says():
     sources = model.denoiser.prepare(torch.from_numpy(head.t1w)[None], labels)
     draws = torch.from_numpy(engine.draw(head, who, "FDG", n_draws=5, seed=3))
     found = model.denoiser.measure(model.space.encode(draws), sources)
-    expected = engine.regional_draws(who, "FDG", engine.volumes(head), seed=3)
+    expected = engine.regional_draws(who, "FDG", engine.geometry(head), seed=3)
     # the last region is absent from this head
     found, expected = found[:, :4], expected[:, :4]
     torch.testing.assert_close(found.mean(0), expected.mean(0), atol=0.01, rtol=0.01)
@@ -206,13 +207,12 @@ def test_calibration_scales_deviations_from_the_mean():
 
 
 def test_a_regional_part_calibrates_the_target_and_the_rest_of_the_regions():
-    model, volumes = (
-        small_model(classes=n_classes()),
-        torch.rand(1, n_classes(), generator=torch.Generator().manual_seed(5)),
-    )
-    plain = Synthesizer(model).regional_draws(record(age=70.0), "FDG", volumes, 0).double().numpy()
+    model, n = small_model(classes=n_classes()), n_classes()
+    volumes = torch.rand(1, n, generator=torch.Generator().manual_seed(5))
+    head = Geometry(volumes, torch.eye(n)[None])
+    plain = Synthesizer(model).regional_draws(record(age=70.0), "FDG", head, 0).double().numpy()
     wide = Synthesizer(replace(model, spread={"FDG": 1.5}, target_spread={"FDG": 0.5}))
-    found = wide.regional_draws(record(age=70.0), "FDG", volumes, 0).double().numpy()
+    found = wide.regional_draws(record(age=70.0), "FDG", head, 0).double().numpy()
     np.testing.assert_allclose(found.mean(0), plain.mean(0), atol=1e-5)
     weights = class_weights(targets()["fdg_metaroi_like"].regions, volumes[0].numpy())
     mean, target = (plain @ weights).mean(), plain @ weights

@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 import torch
 from models_small import small_recipe
+from scipy.ndimage import gaussian_filter
 
 from bids_petsynth.errors import TrainingError
 from bids_petsynth.models.conditioning import fit_standardisation, record_matrix, standardise, tracer_index
 from bids_petsynth.models.recipe import RegionalSpec
-from bids_petsynth.models.regional import Condition, Painting, RegionalFlow, regional_means, representative
+from bids_petsynth.models.regional import (
+    BLUR,
+    Condition,
+    Geometry,
+    Painting,
+    RegionalFlow,
+    regional_means,
+    representative,
+)
 from bids_petsynth.training.regional import RegionalPeople, like_fine, train_regional
 
 CLASSES = 4
@@ -22,6 +31,11 @@ def labels(n: int = 1) -> torch.Tensor:
     raw = torch.nn.functional.interpolate(torch.randn(n, 3, 4, 4, 4, generator=rng), scale_factor=4, mode="trilinear")
     present = (4 * raw).softmax(1)
     return torch.cat([present, torch.zeros(n, 1, 16, 16, 16)], 1)
+
+
+def alike(n: int, volumes: torch.Tensor | None = None) -> Geometry:
+    """Heads whose regions do not spill over."""
+    return Geometry(torch.ones(n, CLASSES) if volumes is None else volumes, torch.eye(CLASSES).expand(n, -1, -1))
 
 
 def test_regional_means_are_weighted_means():
@@ -57,7 +71,7 @@ def planted(n: int) -> RegionalPeople:
         rng.standard_normal((n, CLASSES))
     )
     means[:, 1] += torch.from_numpy(np.where(rng.random(n) < 0.3, 0.7, -0.3)).float()[:, None]
-    return RegionalPeople(records, means, torch.ones(n, CLASSES))
+    return RegionalPeople(records, means, alike(n))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +129,7 @@ def test_volumes_reach_the_draws_where_the_recipe_says_so():
     rng = np.random.default_rng(0)
     volumes = torch.from_numpy(np.exp(0.3 * rng.standard_normal((1500, CLASSES)))).float()
     means = (1 + 0.5 * volumes[:, -1].log())[:, None, None].expand(-1, 1, CLASSES).contiguous()
-    people = RegionalPeople(({"age": 70.0},) * 1500, means, volumes)
+    people = RegionalPeople(({"age": 70.0},) * 1500, means, alike(1500, volumes))
     recipe, two = small_recipe(), torch.tensor([[1.0] * (CLASSES - 1) + [0.7], [1.0] * (CLASSES - 1) + [1.4]])
     variables = fit_standardisation(record_matrix(people.records, recipe.conditioning.variables))
     values, mask = standardise(record_matrix(people.records[:1], recipe.conditioning.variables), variables)
@@ -131,6 +145,49 @@ def test_volumes_reach_the_draws_where_the_recipe_says_so():
     expected = (1 + 0.5 * two[:, -1].log()).tolist()
     assert drawn[True] == pytest.approx(expected, abs=0.05)
     assert drawn[False] == pytest.approx([1, 1], abs=0.05)
+
+
+def test_the_transfer_matrix_is_that_of_a_blurred_scan():
+    """Against scipy's blur of the uptakes, filled into the labels; one region is absent."""
+    probabilities, uptake = labels()[0], torch.tensor([1.0, 2.0, 0.5, 9.0])
+    scan = gaussian_filter(np.tensordot(uptake.numpy(), probabilities.numpy(), 1), BLUR, mode="nearest")
+    geometry = Geometry.of(labels(), 2.0)
+    means = regional_means(torch.from_numpy(scan)[None], probabilities[None])
+    expected = geometry.transfer[0] @ (uptake * torch.tensor([1.0, 1, 1, 0]))
+    torch.testing.assert_close(means[0], expected, atol=0.01, rtol=0.01)
+    spread = means[0, :3].max() - means[0, :3].min()
+    assert spread < 1.2, "half of the contrast of 1.5 is what blur and soft labels leave"
+    found = geometry.uptake(means[None].expand(1, 2, -1))
+    torch.testing.assert_close(found[0, :, :3], uptake[:3].expand(2, -1), atol=0.05, rtol=0.02)
+    assert geometry.volumes.sum().item() == pytest.approx(16**3 * 8 / 1000)
+
+
+def test_uptake_spills_over_as_each_head_has_it():
+    """Uptakes 1 to 4 on heads that blur them more or less; drawn for a head that blurs twice as much as any."""
+    rng = torch.Generator().manual_seed(0)
+
+    def spilling(much: torch.Tensor) -> torch.Tensor:
+        much = much[:, None, None]
+        return (1 - much) * torch.eye(CLASSES) + much / CLASSES
+
+    n, uptake = 1200, torch.arange(1.0, 5.0)
+    transfer = spilling(0.3 * torch.rand(n, generator=rng))
+    means = (transfer @ (uptake + 0.1 * torch.randn(n, CLASSES, generator=rng))[..., None])[:, None, :, 0]
+    people = RegionalPeople(({"age": 70.0},) * n, means, Geometry(torch.ones(n, CLASSES), transfer))
+    new, recipe = spilling(torch.tensor([0.6])), small_recipe()
+    variables = fit_standardisation(record_matrix(people.records, recipe.conditioning.variables))
+    values, mask = standardise(record_matrix(people.records[:1], recipe.conditioning.variables), variables)
+    condition = Condition(values, mask, torch.tensor([tracer_index("AV45")]), torch.ones(1, CLASSES), new)
+    drawn = {}
+    for gtm in (True, False):
+        torch.manual_seed(0)
+        spec = RegionalSpec(width=64, blocks=2, training_steps=600, rate=3e-3, gtm=gtm)
+        net = RegionalFlow(len(recipe.conditioning.variables), CLASSES, spec)
+        train_regional(net, people, ("AV45",), recipe.conditioning, variables, spec, seed=0)
+        drawn[gtm] = net.sample(300, condition, 1.0, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn[True].mean(0), new[0] @ uptake, atol=0.04, rtol=0)
+    assert drawn[True].std(0).mean().item() == pytest.approx(0.1 * (0.55**2 + 3 * 0.15**2) ** 0.5, rel=0.2)
+    assert (drawn[False].mean(0) - new[0] @ uptake).abs().max() > 0.3
 
 
 def test_coarse_means_take_the_fine_ones_mean_and_spread():
@@ -157,7 +214,7 @@ def few_people(n: int, value: float = 1.0) -> RegionalPeople:
     means = torch.full((n, 3, CLASSES), torch.nan)
     means[:, 0] = value + 0.1 * torch.randn(n, CLASSES, generator=torch.Generator().manual_seed(0))
     means[0, 1] = 1.3
-    return RegionalPeople(tuple({"age": 60.0 + k} for k in range(n)), means, torch.ones(n, CLASSES))
+    return RegionalPeople(tuple({"age": 60.0 + k} for k in range(n)), means, alike(n))
 
 
 def trained_on_few(people: RegionalPeople) -> RegionalFlow:

@@ -11,6 +11,7 @@ from models_small import small_model
 
 from bids_petsynth.anatomy.regions import class_weights, n_classes, region_index
 from bids_petsynth.api import sensitivity
+from bids_petsynth.models.regional import Geometry
 from bids_petsynth.types import ClinicalRecord, Value
 
 INDEX = region_index()
@@ -21,13 +22,13 @@ class Known:
 
     model = small_model()
 
-    def volumes(self, anatomy):
-        """The same for all regions but the rest of the target's, which are absent."""
+    def geometry(self, anatomy):
+        """Of the same volume for all regions but the rest of the target's, which are absent."""
         sizes = torch.zeros(1, n_classes())
         sizes[0, [INDEX[name] for name in ("precuneus", "middle_frontal", "cerebellar_grey")]] = 3
-        return sizes
+        return Geometry(sizes, torch.eye(n_classes())[None])
 
-    def regional_draws(self, values, tracer, volumes, seed, n):
+    def regional_draws(self, values, tracer, geometry, seed, n):
         load = 1 + 0.1 * math.log(values.get("ptau217_lumipulse", 1.0)) + 0.02 * (values.get("age", 70.0) - 70)
         means = np.full((n, n_classes()), 9.0)
         means[:, [INDEX["precuneus"], INDEX["middle_frontal"]]] = [load, load + 0.3]

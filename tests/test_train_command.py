@@ -17,6 +17,7 @@ from bids_petsynth.cli.train import split_with_tracers
 from bids_petsynth.errors import UsageError
 from bids_petsynth.models.folder import load_model, training_ranges
 from bids_petsynth.models.recipe import load_recipe
+from bids_petsynth.models.regional import Geometry
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training.real import Stored
 from bids_petsynth.training.site import describe
@@ -62,8 +63,9 @@ def test_what_is_learned_is_the_dataset(site, trained_site):
         row = known[path.name.split("_")[0]]
         names = [spec.name for spec in engine.model.recipe.conditioning.variables]
         record = {n: float(row[n]) for n in names if n in row and n not in ("sex", "apoe4")}
-        volumes = torch.ones(1, engine.model.classes)
-        drawn.append(engine.regional_draws(record, "AV45", volumes, seed=0, n=64)[:, 1:].mean().item())
+        k = engine.model.classes
+        head = Geometry(torch.ones(1, k), torch.eye(k)[None])
+        drawn.append(engine.regional_draws(record, "AV45", head, seed=0, n=64)[:, 1:].mean().item())
         load.append(float(row["simulated_centiloid"]))
     assert np.corrcoef(drawn, load)[0, 1] > 0.5
 

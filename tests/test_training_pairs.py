@@ -137,7 +137,8 @@ def test_a_tiny_run_trains_resumes_and_writes_a_model(tmp_path, monkeypatch):
     assert files == {name: (folder / name).read_bytes() for name in files}
     parts, before = re.split(r"\n(?=## )", model.card), re.split(r"\n(?=## )", card)
     changed = {a.partition("\n")[0] for a, b in zip(parts, before, strict=True) if a != b}
-    assert changed <= {"## Spread factors", "## Figures on held-out simulated people"}  # anew, from half precision
+    anew = {"## Spread factors", "## Figures on held-out simulated people", "## What each variable does"}
+    assert changed <= anew  # from half precision
     for now, then in zip(parts, before, strict=True):
         if now.startswith("## Figures"):
             numbers = [[float(n) for n in re.findall(r"-?\d+\.\d+", text)] for text in (now, then)]
@@ -147,6 +148,14 @@ def test_a_tiny_run_trains_resumes_and_writes_a_model(tmp_path, monkeypatch):
     assert training_ranges(tmp_path / "out" / "model", "another") == {}
     row = {k: float(ranges["AV45"]["left_superior_frontal"][k]) for k in ("p05", "mean", "p95", "sd")}
     assert 0 < row["p05"] < row["mean"] < row["p95"] and row["sd"] > 0
+    # a regional flow trained anew is another one, and nothing else is
+    calibration.main([str(arrays), str(folder), "--regional", "--keep-texture"])
+    again = load_model(folder)
+    assert again.texture == model.texture and again.weights_sha256 != model.weights_sha256
+    pairs_of = ((getattr(m, part).state_dict() for m in (model, again)) for part in ("denoiser", "regional"))
+    same = [all(torch.equal(one[k], other[k]) for k in one) for one, other in pairs_of]
+    assert same == [True, False]
+    assert set(again.spread) == set(model.spread) and "## What each variable does" in again.card
     steps = [int(r["step"]) for r in csv.DictReader((tmp_path / "out" / "log.csv").open())]
     longer = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": 8})})
     train(SimulatedGround(arrays, longer), longer, Run(tmp_path / "out", validate=0))

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from ground_small import SmallGround
-from models_small import small_recipe
+from models_small import small_recipe, with_autoencoder
 from safetensors.torch import load_file
 from train_phases import RUNS
 
+from bids_petsynth.models.autoencoder import Autoencoder, build_space
 from bids_petsynth.training import generator
 from bids_petsynth.training.generator import Run, _forget_after, train
+from bids_petsynth.training.launch import launch
+from bids_petsynth.training.phases import fit_autoencoder
 from bids_petsynth.training.validation import share_held_out
 
 FIGURES = {"people": 4} | dict.fromkeys(("mae", "mae_of_mean", "bias", "voxel_r"), 0.5)
@@ -64,6 +67,22 @@ def test_the_card_is_of_the_people_who_did_not_stop_it(tmp_path, monkeypatch, pa
     assert len(watched) == 2 and watched[0] == watched[1]
     assert ("4 other held-out people" in model.card) == bool(patience)
     assert len(reported) == (4 if patience else 8) and bool(reported & watched[0]) == (not patience)
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_an_autoencoder_takes_as_many_volumes_a_step_as_it_is_told(tmp_path, monkeypatch, batch):
+    recipe = with_autoencoder(regional=None, training={"steps": 1, "batch": 3, "tensorboard": False})
+    space = recipe.space.model_copy(update={"batch": batch, "training_steps": 2, "adversarial": 0.0})
+    recipe, taken, reconstructed = recipe.model_copy(update={"space": space}), [], Autoencoder.reconstructed
+
+    def counted(self, volumes, noise):
+        taken.append(len(volumes))
+        return reconstructed(self, volumes, noise)
+
+    monkeypatch.setattr(Autoencoder, "reconstructed", counted)
+    ground, fabric = SmallGround(recipe, 3), launch("cpu")
+    fit_autoencoder(build_space(recipe), recipe, ground, tmp_path, None, False, fabric, lambda line: None)
+    assert taken == [batch or 3] * 2
 
 
 @pytest.fixture(scope="module")

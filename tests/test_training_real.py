@@ -60,7 +60,7 @@ def test_regional_means_are_those_of_the_scan_and_missing_tracers_stay_unknown(s
     voxels = 8 * 16 * 16 / 8
     # the floor adds one voxel of nothing
     assert people.means[0, 1, INDEX["precuneus"]].item() == pytest.approx(1.5 * voxels / (voxels + 1), rel=1e-3)
-    assert people.volumes[0, INDEX["precuneus"]].item() == pytest.approx(8 * 16 * 16 * 8 / 1000)
+    assert people.heads.volumes[0, INDEX["precuneus"]].item() == pytest.approx(8 * 16 * 16 * 8 / 1000)
 
 
 def test_variation_keeps_image_labels_and_scan_together(stored):

@@ -131,15 +131,11 @@ def _shards(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
 
 def save_model(model: Model, folder: Path) -> None:
     """Write the folder; ``model.json`` comes last, so that a folder without it is known to be incomplete."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     for old in (folder / "model.json", *folder.glob("weights-*.safetensors")):
         old.unlink(missing_ok=True)
-    for number, shard in enumerate(_shards(_tensors(model)), 1):
-        path = folder / f"weights-{number:05d}.safetensors"
-        save_file(shard, path)
-        path.chmod(0o644)  # safetensors lets only the owner read, and models are shared
+    for name, content in weights_files(model).items():
+        (folder / name).write_bytes(content)
     (folder / "recipe.toml").write_text(recipe_text(model.recipe), encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(model.card, encoding="utf-8")
     (folder / "calibration.json").write_text(calibration_text(model), encoding="utf-8")
@@ -176,10 +172,19 @@ def save_model(model: Model, folder: Path) -> None:
     (folder / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def put_files(folder: Path, files: Mapping[str, bytes]) -> None:
+def weights_files(model: Model) -> dict[str, bytes]:
+    """The weights as a model folder keeps them: names and contents of its files."""
+    from safetensors.torch import save
+
+    return {
+        f"weights-{number:05d}.safetensors": save(shard) for number, shard in enumerate(_shards(_tensors(model)), 1)
+    }
+
+
+def put_files(folder: Path, files: Mapping[str, bytes], **fields: str) -> None:
     """Put files into a complete model folder, in place of those that it has, and their checksums into ``model.json``.
 
-    Nothing else may use the folder meanwhile.
+    ``fields`` of ``model.json`` are set, too. Nothing else may use the folder meanwhile.
 
     Raises
     ------
@@ -187,6 +192,7 @@ def put_files(folder: Path, files: Mapping[str, bytes]) -> None:
         If the folder is incomplete or damaged.
     """
     about = verified(folder)
+    about |= fields
     about["sha256"] |= {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     contents = {**files, "model.json": (json.dumps(about, indent=2) + "\n").encode()}
     parts = {name: folder / f".{name}.part" for name in contents}

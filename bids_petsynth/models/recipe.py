@@ -43,8 +43,8 @@ class CodecSpec(_Part):
 class AutoencoderSpec(_Part):
     """Trained autoencoder; each level after the first halves the resolution.
 
-    Its own phase takes ``training_steps`` steps; ``kl`` weighs the Kullback–Leibler divergence, ``adversarial`` the
-    loss by a patch discriminator.
+    Its own phase takes ``training_steps`` steps of ``batch`` whole volumes, as many as later phases take latents if
+    None; ``kl`` weighs the Kullback–Leibler divergence, ``adversarial`` the loss by a patch discriminator.
     """
 
     kind: Literal["autoencoder"]
@@ -53,6 +53,7 @@ class AutoencoderSpec(_Part):
     blocks: int = Field(default=1, ge=1)
     groups: int = Field(default=8, ge=1)
     training_steps: int = Field(default=2000, ge=1)
+    batch: int | None = Field(default=None, ge=1)
     rate: float = Field(default=5e-4, gt=0)
     kl: float = Field(default=1e-6, ge=0)
     adversarial: float = Field(default=0.0, ge=0)
@@ -136,11 +137,13 @@ class NetworkSpec(_Part):
 class RegionalSpec(_Part):
     """Flow over regional means (see ``models.regional``): its network, solver steps, and training.
 
-    ``volumes``: it is given the regions' volumes besides the record. It is trained on ``people`` simulated people for
-    ``training_steps`` steps.
+    ``volumes``: it is given the regions' volumes besides the record. ``gtm``: it draws uptakes, which the geometric
+    transfer matrix of the person's own labels makes regional means of. It is trained on ``people`` simulated people
+    for ``training_steps`` steps.
     """
 
     volumes: bool = False
+    gtm: bool = False
     width: int = Field(default=256, ge=8)
     blocks: int = Field(default=3, ge=1)
     steps: int = Field(default=24, ge=1)

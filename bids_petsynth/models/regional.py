@@ -7,7 +7,7 @@ then draws scans *with* given regional means; it neither needs the record nor ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -29,15 +29,16 @@ FLOOR = 1.0
 class Condition:
     """What a draw is conditioned on besides images.
 
-    Standardised record ``(N, V)`` with mask, tracer ``(N,)``, for a regional flow that takes them the volumes of
-    the regions ``(N, classes)`` in ml (see :func:`label_volumes`), and for recipes with a text its tokens
-    ``(N, T, D)`` with the mask ``(N, T)`` of those that are there.
+    Standardised record ``(N, V)`` with mask, tracer ``(N,)``, for a regional flow the heads' ``volumes`` and
+    ``transfer`` (see :class:`Geometry`), and for recipes with a text its tokens ``(N, T, D)`` with the mask ``(N, T)``
+    of those that are there.
     """
 
     values: Tensor
     mask: Tensor
     tracer: Tensor
     volumes: Tensor | None = None
+    transfer: Tensor | None = None
     text: Tensor | None = None
     text_mask: Tensor | None = None
 
@@ -118,6 +119,43 @@ class Painting:
         return volumes - self.paint(self.measure(volumes))
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """What of N heads' regions shapes the regional means of a scan.
+
+    ``volumes (N, K)`` are in ml. ``transfer (N, K, K)`` is the geometric transfer matrix (Rousset et al., J Nucl Med
+    1998;39:904): the regional means of a scan whose regions hold uptakes ``u`` and are blurred are ``transfer @ u``. It
+    is the system of :class:`Painting`, so that those uptakes are what is painted.
+    """
+
+    volumes: Tensor
+    transfer: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor, voxel_size: float) -> Geometry:
+        """That of label probabilities ``(N, K, X, Y, Z)`` on voxels of ``voxel_size`` mm."""
+        return cls(label_volumes(labels, voxel_size), Painting(labels).system)
+
+    @classmethod
+    def together(cls, parts: Sequence[Geometry]) -> Geometry:
+        """That of the heads of all parts."""
+        return cls(torch.cat([part.volumes for part in parts]), torch.cat([part.transfer for part in parts]))
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def __getitem__(self, which: slice | Tensor) -> Geometry:
+        return Geometry(self.volumes[which], self.transfer[which])
+
+    def one_by_one(self) -> Iterator[Geometry]:
+        """That of each head."""
+        return (self[i : i + 1] for i in range(len(self)))
+
+    def uptake(self, means: Tensor) -> Tensor:
+        """Uptakes ``(N, T, K)`` before they spill over, of regional means ``(N, T, K)``."""
+        return torch.linalg.solve(self.transfer, means.transpose(1, 2)).transpose(1, 2)
+
+
 class RegionalFlow(nn.Module):
     """Rectified flow over the regional means of a scan, given the record and the tracer.
 
@@ -128,13 +166,14 @@ class RegionalFlow(nn.Module):
 
     Notes
     -----
-    It works on means standardised per tracer and region by the buffers ``mean`` and ``sd``
-    ``(tracer slots, classes)``; logarithms of volumes are by ``volume_mean`` and ``volume_sd`` ``(classes,)``.
+    It works on means, with ``spec.gtm`` on the uptakes behind them (see :class:`Geometry`), standardised per tracer and
+    region by the buffers ``mean`` and ``sd`` ``(tracer slots, classes)``; logarithms of volumes are by ``volume_mean``
+    and ``volume_sd`` ``(classes,)``.
     """
 
     def __init__(self, variables: int, classes: int, spec: RegionalSpec):
         super().__init__()
-        self.steps = spec.steps
+        self.steps, self.gtm = spec.steps, spec.gtm
         self.embedding = RecordEmbedding(variables, spec.width)
         self.stem = nn.Linear(classes, spec.width)
         self.blocks = nn.ModuleList(_Block(spec.width) for _ in range(spec.blocks))
@@ -179,7 +218,8 @@ class RegionalFlow(nn.Module):
             return v if guidance == 1.0 else guided(v, self(x, times, wide.without_record()), guidance)
 
         x = heun(velocity, x, shifted_grid(self.steps))
-        return x * self.sd[condition.tracer] + self.mean[condition.tracer]
+        x = x * self.sd[condition.tracer] + self.mean[condition.tracer]
+        return x @ condition.transfer[0].T if self.gtm else x
 
 
 class _Block(nn.Module):

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
+from bids_petsynth.models.regional import Geometry
 from bids_petsynth.models.synthesizer import Synthesizer
 
 
@@ -28,7 +28,7 @@ def moved_by(
     generator: Synthesizer,
     known: Mapping[str, float],
     tracer: str,
-    volumes: Tensor,
+    geometry: Geometry,
     target: np.ndarray,
     reference: np.ndarray,
     seed: int,
@@ -40,7 +40,7 @@ def moved_by(
     ----------
     known
         Values of one person by variable; nothing else is known.
-    volumes
+    geometry
         As ``Synthesizer.regional_draws`` takes them.
     target, reference
         Weights ``(classes,)`` that average classes over the target and the reference region.
@@ -49,7 +49,7 @@ def moved_by(
     """
 
     def suvr(values: Mapping[str, float]) -> float:
-        means = generator.regional_draws(values, tracer, volumes, seed, n).numpy()
+        means = generator.regional_draws(values, tracer, geometry, seed, n).numpy()
         return float(((means @ target) / (means @ reference)).mean())
 
     model = generator.model

@@ -28,7 +28,7 @@ from bids_petsynth.models.folder import Model, load_model
 from bids_petsynth.models.process import centred, guided
 from bids_petsynth.models.processes import build_process
 from bids_petsynth.models.recipe import Recipe
-from bids_petsynth.models.regional import Condition, along, label_volumes, representative
+from bids_petsynth.models.regional import Condition, Geometry, along, representative
 from bids_petsynth.pet.tracers import target_weights
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.tables import data_path
@@ -200,14 +200,13 @@ class Synthesizer:
         mean = draws.mean(0)
         return mean + np.float32(factor) * (draws - mean)
 
-    def volumes(self, anatomy: Anatomy) -> Tensor:
-        """Volumes ``(1, classes)`` in ml of a head's classes, as the regional flow takes them."""
-        counts = anatomy.probabilities.sum((1, 2, 3), dtype=np.float32)
-        return torch.from_numpy(counts)[None] * (self.model.recipe.grid.voxel_size**3 / 1000)
+    def geometry(self, anatomy: Anatomy) -> Geometry:
+        """That of a head on the model's grid, as :meth:`regional_draws` takes it."""
+        return self._geometry(pool_labels(anatomy.probabilities, self.model.recipe.label_pool))
 
     @torch.inference_mode()
     def regional_draws(
-        self, record: Readable, tracer: str, volumes: Tensor, seed: int, n: int = REGIONAL_DRAWS
+        self, record: Readable, tracer: str, geometry: Geometry, seed: int, n: int = REGIONAL_DRAWS
     ) -> Tensor:
         """``(n, classes)`` calibrated draws of regional means in SUVR, as soft labels measure them; no image is made.
 
@@ -220,7 +219,7 @@ class Synthesizer:
         """
         if self.regional is None:
             raise UsageError(f"The model {self.model.recipe.name} has no regional part.")
-        return self._regional_draws(self._condition(record, tracer, volumes), tracer, n, self._rng(tracer, seed)).cpu()
+        return self._regional_draws(self._condition(record, tracer, geometry), tracer, n, self._rng(tracer, seed)).cpu()
 
     @torch.inference_mode()
     def foreseen(
@@ -242,7 +241,7 @@ class Synthesizer:
         """
         if self.regional is None:
             return None
-        many = self.regional_draws(record, tracer, self._volumes(labels), seed, max(n, REGIONAL_DRAWS))
+        many = self.regional_draws(record, tracer, self._geometry(labels), seed, max(n, REGIONAL_DRAWS))
         few = representative(many, n)
         painting = self.denoiser.painting(labels.to(self.device))
         pool = codes.shape[0] // painting.shape[0]
@@ -267,7 +266,8 @@ class Synthesizer:
         ``given`` are further scans by modality ``(X, Y, Z)``, see :meth:`draw`; None withholds one, the T1w too.
         """
         recipe = self.model.recipe
-        rng, condition = self._rng(tracer, seed), self._condition(record, tracer, self._volumes(labels))
+        geometry = None if self.regional is None else self._geometry(labels)
+        rng, condition = self._rng(tracer, seed), self._condition(record, tracer, geometry)
         means = None
         if self.regional is not None:
             means = representative(self._regional_draws(condition, tracer, max(n, REGIONAL_DRAWS), rng), n)
@@ -311,16 +311,16 @@ class Synthesizer:
             latents[torch.tensor(there)] = (encoded - mean) / sd
         return latents[None], torch.tensor([there], device=self.device)
 
-    def _volumes(self, labels: Tensor) -> Tensor:
+    def _geometry(self, labels: Tensor) -> Geometry:
         recipe = self.model.recipe
-        return label_volumes(labels, recipe.grid.voxel_size * recipe.label_pool)
+        return Geometry.of(labels, recipe.grid.voxel_size * recipe.label_pool)
 
     def _rng(self, tracer: str, seed: int) -> torch.Generator:
         """Random numbers of a seed and tracer, drawn on the CPU."""
         digest = hashlib.sha256(f"{seed}:{tracer}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
-    def _condition(self, record: Readable, tracer: str, volumes: Tensor) -> Condition:
+    def _condition(self, record: Readable, tracer: str, geometry: Geometry | None) -> Condition:
         """What is known of one person, one row."""
         spec = self.model.recipe.conditioning
         values, mask = standardise(record_matrix([record], spec.variables), self.model.variables)
@@ -335,7 +335,8 @@ class Synthesizer:
             notes = getattr(record, "notes", "")
             text, text_mask = map(torch.from_numpy, self.texts([record], [notes]))
             text_mask = text_mask & (mask.any(1, keepdim=True) | bool(notes))
-        return Condition(values, mask, tracers, volumes, text, text_mask).to(self.device)
+        of_head = {} if geometry is None else vars(geometry)
+        return Condition(values, mask, tracers, **of_head, text=text, text_mask=text_mask).to(self.device)
 
     def _regional_draws(self, condition: Condition, tracer: str, n: int, rng: torch.Generator) -> Tensor:
         draws = self.regional.sample(n, condition, self.model.recipe.process.guidance, rng)

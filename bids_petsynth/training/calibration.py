@@ -1,7 +1,8 @@
 """Calibrating the draws of a model folder anew: ``python -m bids_petsynth.training.calibration ARRAYS MODEL``.
 
 The spread factors and the texture gains (:mod:`bids_petsynth.training.validation`) are those that a training on ARRAYS
-ends with; nothing is trained. They replace the model's own, in its card too, and the card's figures are made anew.
+ends with. They replace the model's own, in its card too, and the card's figures are made anew. With ``--regional`` the
+regional flow is trained anew before; nothing else is trained.
 """
 
 from __future__ import annotations
@@ -9,19 +10,39 @@ from __future__ import annotations
 import argparse
 import re
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
+import torch
+
 from bids_petsynth.errors import UsageError
-from bids_petsynth.models.folder import Model, calibration_text, put_files
+from bids_petsynth.models.folder import Model, build_regional, calibration_text, put_files, weights_files
 from bids_petsynth.models.synthesizer import Synthesizer
-from bids_petsynth.training.card import figures_section, spread_section
+from bids_petsynth.training.card import figures_section, sensitivity_figures, sensitivity_section, spread_section
+from bids_petsynth.training.generator import SENSITIVITY_PEOPLE
 from bids_petsynth.training.ground import Ground
+from bids_petsynth.training.regional import train_regional
 from bids_petsynth.training.simulated import SimulatedGround
-from bids_petsynth.training.validation import CARD_DRAWS, calibration, evaluate
+from bids_petsynth.training.validation import CARD_DRAWS, calibration, evaluate, regional_spread
 
 
-def recalibrate(folder: Path, model: Synthesizer, ground: Ground) -> Model:
+def with_new_regional(model: Synthesizer, ground: Ground) -> Synthesizer:
+    """The model with a regional flow trained from the start, on the ground's people."""
+    old = model.model
+    torch.manual_seed(old.recipe.training.seed)
+    fresh = build_regional(old.recipe, old.classes)
+    parts = (old.recipe.tracers, old.recipe.conditioning, old.variables, old.recipe.regional, old.recipe.training.seed)
+    train_regional(fresh, ground.people(), *parts)
+    return Synthesizer(replace(old, regional=fresh, version=date.today().isoformat()), model.device, model.texts)
+
+
+def recalibrate(
+    folder: Path, model: Synthesizer, ground: Ground, regional: bool = False, texture: bool = True
+) -> Model:
     """Calibrate a model with a regional part anew, on the ground's held-out people, and put that into its folder.
+
+    ``regional`` has the regional flow trained anew before (see :func:`with_new_regional`). Without ``texture`` the
+    gains on the detail of draws, which is the image flow's, stay as they are.
 
     Returns
     -------
@@ -35,7 +56,16 @@ def recalibrate(folder: Path, model: Synthesizer, ground: Ground) -> Model:
     """
     if model.regional is None:
         raise UsageError(f"The model {folder} has no regional part; its draws are calibrated when it is trained.")
-    found = replace(model.model, **calibration(model, ground.held_people(), ground.texture_cases))
+    files = {}
+    if regional:
+        model = with_new_regional(model, ground)
+        files = weights_files(model.model)
+    people = ground.held_people()
+    if texture:
+        tuned = calibration(model, people, ground.texture_cases)
+    else:
+        tuned = dict(zip(("spread", "target_spread"), regional_spread(model, people), strict=True))
+    found = replace(model.model, **tuned)
     # what is drawn depends on the gains, so that the figures come after them
     figures, _ = evaluate(
         Synthesizer(found, model.device, model.texts),
@@ -45,8 +75,10 @@ def recalibrate(folder: Path, model: Synthesizer, ground: Ground) -> Model:
     )
     card = with_section(found.card, figures_section(figures, ground.demonstration))
     card = with_section(card, spread_section(found, ground.demonstration))
-    files = {"calibration.json": calibration_text(found), "MODEL_CARD.md": card}
-    put_files(folder, {name: text.encode() for name, text in files.items()})
+    moved = sensitivity_figures(Synthesizer(found, model.device, model.texts), people.first(SENSITIVITY_PEOPLE))
+    card = with_section(card, sensitivity_section(moved))
+    texts = {"calibration.json": calibration_text(found), "MODEL_CARD.md": card}
+    put_files(folder, files | {name: text.encode() for name, text in texts.items()}, version=found.version)
     return found
 
 
@@ -64,13 +96,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("arrays", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--regional", action="store_true", help="train the regional flow anew before")
+    parser.add_argument("--keep-texture", action="store_true", help="leave the gains on the draws' detail as they are")
     args = parser.parse_args(argv)
     model = Synthesizer.load(args.model, args.device)
     if not model.model.demonstration:
         raise UsageError(
             f"{args.model} was trained on real PET: simulated people must not calibrate it; train it anew."
         )
-    print(spread_section(recalibrate(args.model, model, SimulatedGround(args.arrays, model.model.recipe)), True))
+    ground = SimulatedGround(args.arrays, model.model.recipe)
+    print(spread_section(recalibrate(args.model, model, ground, args.regional, not args.keep_texture), True))
 
 
 if __name__ == "__main__":

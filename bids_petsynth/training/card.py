@@ -23,10 +23,10 @@ def sensitivity_figures(synthesizer: Synthesizer, people: RegionalPeople) -> dic
     for name in synthesizer.tracers:
         spec = tracer_named(name)
         moved: list[dict[str, Moved]] = []
-        for number, (record, volumes) in enumerate(zip(people.records, people.volumes.split(1), strict=True)):
-            sizes = volumes[0].numpy()
+        for number, (record, head) in enumerate(people.one_by_one()):
+            sizes = head.volumes[0].numpy()
             weights = target_weights(spec, sizes), class_weights(spec.reference_regions, sizes)
-            moved.append(moved_by(synthesizer, record, name, volumes, *weights, seed=number))
+            moved.append(moved_by(synthesizer, record, name, head, *weights, seed=number))
         out[name] = {}
         for variable in (spec.name for spec in synthesizer.model.recipe.conditioning.variables):
             known = [m[variable] for m in moved if variable in m]
@@ -72,8 +72,8 @@ T1w, label probabilities, tracer, and of the record (any may be missing; on the 
 {" ".join(filter(None, (ground.figures_note, note)))}
 
 {spread_section(model, ground.demonstration)}
-{_sensitivity_table(sensitivity)}
 
+{sensitivity_section(sensitivity)}
 ## Training
 `{ground.command(minutes)}`: {steps} steps of
 {recipe.training.batch} examples, seed {recipe.training.seed}, finished {model.version}.{_origin(start)}
@@ -126,7 +126,8 @@ Factors on the deviations of the draws from their mean, by which intervals cover
 {chr(10).join(rows)}"""
 
 
-def _sensitivity_table(sensitivity: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
+def sensitivity_section(sensitivity: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
+    """The card's section on what each variable does, of :func:`sensitivity_figures`; nothing of none."""
     if not sensitivity:
         return ""
     tracers = list(sensitivity)
@@ -134,8 +135,7 @@ def _sensitivity_table(sensitivity: Mapping[str, Mapping[str, tuple[float, float
         f"| {variable} | " + " | ".join("{:+.3f} / {:.3f}".format(*sensitivity[t][variable]) for t in tracers) + " |"
         for variable in sensitivity[tracers[0]]
     ]
-    return f"""
-## What each variable does
+    return f"""## What each variable does
 Change of the target SUVR when a value rises by one SD / mean absolute change when it is missing, all others known:
 
 | variable | {" | ".join(tracers)} |

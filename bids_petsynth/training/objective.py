@@ -204,7 +204,7 @@ class Objective:
             # as in sampling, notes are read where no variable is known; a whole record is withheld with its notes
             noted = torch.tensor([bool(text) for text in notes])[:, None] & kept.any(1, keepdim=True)
             text_mask = text_mask & (mask.any(1, keepdim=True) | noted)
-        return Condition(values, mask, tracers, None, text, text_mask).to(self.device)
+        return Condition(values, mask, tracers, text=text, text_mask=text_mask).to(self.device)
 
     def _output(self, x: Tensor, example: Example) -> Tensor:
         def network(z: Tensor, t: Tensor) -> Tensor:

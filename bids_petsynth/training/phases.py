@@ -42,7 +42,8 @@ def fit_autoencoder(
     """Train ``space`` in place on the recipe's modalities, then set its scale."""
     device, spec = str(fabric.device), recipe.space
     pool = Pool(ground.case, lambda volumes: volumes[:, None], *ground.pool, recipe.modalities)
-    training = recipe.training.model_copy(update={"steps": spec.training_steps, "rate": spec.rate, "patience": 0})
+    own = {"steps": spec.training_steps, "rate": spec.rate, "batch": spec.batch or recipe.training.batch, "patience": 0}
+    training = recipe.training.model_copy(update=own)
     space.to(device)
     extents = [recipe.grid.shape[0] >> level for level in range(len(spec.channels))]
     critic = None

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from bids_petsynth.models.regional import label_volumes, regional_means
+from bids_petsynth.models.regional import Geometry, regional_means
 from bids_petsynth.pet.tracers import default_cutoff
 from bids_petsynth.training.augment import chance
 from bids_petsynth.training.pairs import (
@@ -161,7 +161,7 @@ def case_maker(people: Sequence[Stored], seed: int) -> Callable[[int], TrainingC
 
 def regional_people(people: Sequence[Stored], tracers: Sequence[str], voxel_size: float) -> RegionalPeople:
     """Regional means and volumes of real people as the regional flow is trained on them."""
-    records, means, volumes = [], [], []
+    records, means, regions = [], [], []
     for case in map(load_case, people):
         factor = case.t1w.shape[0] // case.labels.shape[1]
         row = torch.full((len(tracers), len(case.labels)), torch.nan)
@@ -170,8 +170,8 @@ def regional_people(people: Sequence[Stored], tracers: Sequence[str], voxel_size
                 row[place] = _means(case.pet[tracer], case.labels, factor)
         records.append(case.record)
         means.append(row)
-        volumes.append(label_volumes(case.labels[None], voxel_size * factor))
-    return RegionalPeople(tuple(records), torch.stack(means), torch.cat(volumes))
+        regions.append(Geometry.of(case.labels[None], voxel_size * factor))
+    return RegionalPeople(tuple(records), torch.stack(means), Geometry.together(regions))
 
 
 def _means(scan: Tensor, labels: Tensor, factor: int) -> Tensor:

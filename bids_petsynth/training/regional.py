@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -18,7 +18,7 @@ from bids_petsynth.errors import TrainingError
 from bids_petsynth.models.conditioning import Standardisation, record_matrix, standardise, tracer_index, withhold
 from bids_petsynth.models.process import flow_loss, interpolate, training_times
 from bids_petsynth.models.recipe import ConditioningSpec, RegionalSpec
-from bids_petsynth.models.regional import Condition, RegionalFlow, label_volumes, log_volumes, regional_means
+from bids_petsynth.models.regional import Condition, Geometry, RegionalFlow, log_volumes, regional_means
 from bids_petsynth.pet.quantification import region_means
 from bids_petsynth.training.augment import most_common
 from bids_petsynth.training.pairs import Heads, Record, dseg_codes, simulate_case
@@ -26,19 +26,22 @@ from bids_petsynth.training.pairs import Heads, Record, dseg_codes, simulate_cas
 
 @dataclass(frozen=True)
 class RegionalPeople:
-    """N people: their records, each class's mean SUVR ``(N, T, classes)`` in T tracers and volume ``(N, classes)``.
+    """N people: their records, each class's mean SUVR ``(N, T, classes)`` in T tracers, and their heads' regions.
 
     Means are NaN where a person was not scanned with a tracer.
-    Volumes are those of the label probabilities, in ml.
     """
 
     records: tuple[Record, ...]
     means: Tensor
-    volumes: Tensor
+    heads: Geometry
 
     def first(self, n: int) -> RegionalPeople:
         """The first ``n`` of them."""
-        return RegionalPeople(self.records[:n], self.means[:n], self.volumes[:n])
+        return RegionalPeople(self.records[:n], self.means[:n], self.heads[:n])
+
+    def one_by_one(self) -> Iterator[tuple[Record, Geometry]]:
+        """Each person's record and head."""
+        return zip(self.records, self.heads.one_by_one(), strict=True)
 
 
 #: People simulated at both resolutions, to take what the coarse one changes off the regional means.
@@ -47,15 +50,15 @@ PAIRED_PEOPLE = 200
 
 def _simulate(heads: Heads, tracers: Sequence[str], voxel_size: float, seed: int, numbers: range) -> RegionalPeople:
     torch.set_num_threads(1)
-    records, means, volumes = [], [], []
+    records, means, regions = [], [], []
     for number in numbers:
         case = simulate_case(heads, tracers, voxel_size, seed, number, augment=False)
         scans = torch.stack([case.pet[t] for t in tracers])
         records.append(case.record)
         coarse = scans.shape[1] // case.labels.shape[1]
         means.append(regional_means(F.avg_pool3d(scans, coarse), case.labels[None]))
-        volumes.append(label_volumes(case.labels[None], voxel_size * coarse))
-    return RegionalPeople(tuple(records), torch.stack(means), torch.cat(volumes))
+        regions.append(Geometry.of(case.labels[None], voxel_size * coarse))
+    return RegionalPeople(tuple(records), torch.stack(means), Geometry.together(regions))
 
 
 def simulate_regions(
@@ -79,8 +82,8 @@ def simulate_regions(
     done = _everywhere(_simulate, jobs, workers)
     fine = torch.cat([d.means for d in done[: -len(pieces)]])
     done = done[-len(pieces) :]
-    means, volumes = torch.cat([d.means for d in done]), torch.cat([d.volumes for d in done])
-    return RegionalPeople(tuple(r for d in done for r in d.records), like_fine(means, fine), volumes)
+    means, regions = torch.cat([d.means for d in done]), Geometry.together([d.heads for d in done])
+    return RegionalPeople(tuple(r for d in done for r in d.records), like_fine(means, fine), regions)
 
 
 def like_fine(means: Tensor, fine: Tensor) -> Tensor:
@@ -162,14 +165,15 @@ def train_regional(
     codes = torch.tensor([tracer_index(name) for name in tracers])
     # a region that a head lacks measures 0 everywhere
     scanned = people.means.isfinite().all(2)
+    means = people.heads.uptake(people.means) if net.gtm else people.means
     for place, code in enumerate(codes):
-        known = people.means[scanned[:, place], place]
+        known = means[scanned[:, place], place]
         if len(known) and not (adapt and net.mean[code].any()):
             net.mean[code], net.sd[code] = known.mean(0), _spread(known, 1e-3)
     if net.anatomy is not None and not adapt:
-        logs = log_volumes(people.volumes)
+        logs = log_volumes(people.heads.volumes)
         net.volume_mean[:], net.volume_sd[:] = logs.mean(0), _spread(logs, 0.02)
-    target = (people.means - net.mean[codes]) / net.sd[codes]
+    target = (means - net.mean[codes]) / net.sd[codes]
     values, mask = standardise(record_matrix(people.records, conditioning.variables), variables)
     scans = scanned.nonzero()
     rate, steps = spec.rate / (10 if adapt else 1), max(1, spec.training_steps // (5 if adapt else 1))
@@ -183,7 +187,8 @@ def train_regional(
         data = target[who, which]
         noise = torch.randn(data.shape, generator=rng)
         kept = withhold(mask[who], conditioning, rng)
-        velocity = net(interpolate(data, noise, t), t, Condition(values[who], kept, codes[which], people.volumes[who]))
+        condition = Condition(values[who], kept, codes[which], people.heads.volumes[who])
+        velocity = net(interpolate(data, noise, t), t, condition)
         loss = flow_loss(velocity, noise - data, t).mean()
         if not loss.isfinite():
             raise TrainingError(

@@ -138,11 +138,11 @@ def regional_spread(synthesizer: Synthesizer, people: RegionalPeople) -> tuple[d
     spread, of_target = {}, {}
     for place, tracer in enumerate(plain.tracers):
         drawn = [
-            plain.regional_draws(record, tracer, volumes, number).numpy()
-            for number, (record, volumes) in enumerate(zip(people.records, people.volumes.split(1), strict=True))
+            plain.regional_draws(record, tracer, head, number).numpy()
+            for number, (record, head) in enumerate(people.one_by_one())
         ]
         spec = tracer_named(tracer)
-        weights = np.stack([target_weights(spec, volumes) for volumes in people.volumes.numpy()])
+        weights = np.stack([target_weights(spec, volumes) for volumes in people.heads.volumes.numpy()])
         truth, draws = people.means[:, place].double().numpy(), np.stack(drawn).astype(float)
         of_target[tracer], spread[tracer] = target_and_rest(truth[:, 1:], draws[:, :, 1:], weights[:, 1:])
     return spread, of_target
