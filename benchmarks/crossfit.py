@@ -23,12 +23,12 @@ from model_tables import VARIANTS, Results, heading, oracle, prediction_rows, un
 from regional import crowd_of, heads_of, measured, people_of
 from safetensors.torch import load_file, save_file
 
-from bids_petsynth.models.folder import Model, build_regional
+from bids_petsynth.models.folder import Model
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.pet.tracers import centiloid_equation
 from bids_petsynth.training.pairs import load_heads
-from bids_petsynth.training.regional import RegionalPeople, train_regional
-from bids_petsynth.training.validation import regional_spread
+from bids_petsynth.training.regional import RegionalPeople, fit_part, with_fresh_regional
+from bids_petsynth.training.validation import calibration
 
 FOLDS = 5
 #: One of so many people is for calibration, and one for the figures.
@@ -44,20 +44,16 @@ def some(people: RegionalPeople, which: np.ndarray) -> RegionalPeople:
 
 def fitted(like: Model, people: RegionalPeople, held: RegionalPeople, folder: Path) -> Synthesizer:
     """A model with the recipe of ``like`` and a regional part of its own, from ``folder`` if it was made before."""
-    torch.manual_seed(like.recipe.training.seed)
-    model = replace(like, regional=build_regional(like.recipe, people.means.shape[2]), spread={}, target_spread={})
+    model = with_fresh_regional(like)
     weights, spread = folder / "regional.safetensors", folder / "spread.json"
     if weights.is_file():
         model.regional.load_state_dict(load_file(weights))
     else:
-        recipe = like.recipe
-        parts = (recipe.tracers, recipe.conditioning, like.variables, recipe.regional, recipe.training.seed)
-        print(f"{folder.name}: {len(people.records)} people, loss {train_regional(model.regional, people, *parts):.3f}")
+        print(f"{folder.name}: {len(people.records)} people, loss {fit_part(model, people):.3f}")
         folder.mkdir(parents=True, exist_ok=True)
         save_file(model.regional.state_dict(), weights)
     if not spread.is_file():
-        names = ("spread", "target_spread")
-        spread.write_text(json.dumps(dict(zip(names, regional_spread(Synthesizer(model), held), strict=True))))
+        spread.write_text(json.dumps(calibration(Synthesizer(model), held, None)))
     return Synthesizer(replace(model, **json.loads(spread.read_text())))
 
 
@@ -89,7 +85,8 @@ def main() -> None:
     theirs = np.array([fold_of[name] for name in whose])
     # whole turns over the heads have one share, so that each head is in each
     share = np.arange(arguments.people) // len(heads) % SHARES
-    of = hashlib.sha256(people.means.numpy().tobytes()).hexdigest()[:8]
+    asked = recipe.regional.model_dump_json().encode()
+    of = hashlib.sha256(people.means.numpy().tobytes() + asked).hexdigest()[:8]
     folds = []
     for fold in range(FOLDS):
         train, spread, test = (theirs != fold) & (share > 1), *((theirs == fold) & (share == k) for k in (0, 1))

@@ -19,7 +19,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ from bids_petsynth.evaluation.statistics import bootstrap
 from bids_petsynth.evaluation.uncertainty import auc, inside, predictive_intervals
 from bids_petsynth.models.denoiser import parameters_in_millions
 from bids_petsynth.models.folder import Model, load_model
-from bids_petsynth.models.recipe import Recipe, load_recipe
+from bids_petsynth.models.recipe import GridSpec, Recipe, load_recipe
 from bids_petsynth.models.synthesizer import Synthesizer, reader_of
 from bids_petsynth.pet.quantification import normalise, quantify
 from bids_petsynth.pet.tracers import default_cutoff
@@ -48,7 +48,7 @@ from bids_petsynth.training.generator import Run, train
 from bids_petsynth.training.labelling import UNSEEN
 from bids_petsynth.training.loop import write_atomically
 from bids_petsynth.training.pairs import Heads, TrainingCase, dseg_codes, load_heads, simulate_case
-from bids_petsynth.training.simulated import SimulatedGround
+from bids_petsynth.training.simulated import SimulatedGround, evaluation_cases
 
 TRACER, PEOPLE_SEED, CALIBRATION_HEADS, CALIBRATION_PEOPLE = "AV45", 5_000_000, 3, 8
 KEPT = ("t1w", "classes", "measured", "labels")
@@ -65,10 +65,13 @@ class Crowd:
     size: int
 
     @cached_property
+    def everyone(self) -> Heads:
+        return load_heads(self.arrays, load_recipe("petsynth"))
+
+    @cached_property
     def heads(self) -> Heads:
-        heads = load_heads(self.arrays, load_recipe("petsynth"))
-        names = [name for name in heads.names if name not in UNSEEN]
-        return heads.select(lambda name: name in names[CALIBRATION_HEADS:])
+        names = [name for name in self.everyone.names if name not in UNSEEN]
+        return self.everyone.select(lambda name: name in names[CALIBRATION_HEADS:])
 
     def case(self, number: int) -> TrainingCase:
         """One of them; simulated if it is not there yet."""
@@ -95,6 +98,12 @@ class Crowd:
         return TrainingCase(about["head"], *images, about["record"], about["truth"], pet)
 
 
+@cache
+def scans_grid() -> GridSpec:
+    """The grid that people are simulated on, and all images are measured on."""
+    return load_recipe("petsynth").grid
+
+
 def on_grid_of(recipe: Recipe, case: TrainingCase) -> TrainingCase:
     """The case on the grid of a recipe whose voxels are as large as the case's, or some times as large."""
     times = case.t1w.shape[0] // recipe.grid.shape[0]
@@ -116,9 +125,9 @@ class BenchGround(SimulatedGround):
 
     crowd: Crowd
 
-    @cached_property
+    @property
     def _heads(self) -> Heads:
-        return load_heads(self.arrays, load_recipe("petsynth"))
+        return self.crowd.everyone
 
     @cached_property
     def _seen(self) -> Heads:
@@ -137,8 +146,8 @@ class BenchGround(SimulatedGround):
         return on_grid_of(self.recipe, self.crowd.case(number))
 
     def held_cases(self, n: int | None = None) -> list[TrainingCase]:
-        fine = self.recipe.model_copy(update={"grid": load_recipe("petsynth").grid})
-        cases = SimulatedGround.held_cases(replace(self, recipe=fine), CALIBRATION_PEOPLE if n is None else n)
+        fine = self.recipe.model_copy(update={"grid": scans_grid()})
+        cases = evaluation_cases(self._unseen, fine, CALIBRATION_PEOPLE if n is None else n)
         return [on_grid_of(self.recipe, case) for case in cases]
 
     # tables for a model folder, which nobody is given
@@ -182,7 +191,7 @@ def evaluate(engine: Synthesizer, variant: Variant, cases: Sequence[TrainingCase
 def person(engine: Synthesizer, variant: Variant, case: TrainingCase, number: int, draws: int) -> dict:
     """The figures of one person."""
     recipe, spec = engine.model.recipe, tracer_named(TRACER)
-    fine, shown = load_recipe("petsynth").grid, on_grid_of(recipe, case)
+    fine, shown = scans_grid(), on_grid_of(recipe, case)
     grid = template_grid(tuple(fine.shape), fine.voxel_size)
     labels = dseg_codes(case.measured.numpy(), grid)
     record = case.record if variant.plasma else without_plasma(case.record)

@@ -37,7 +37,7 @@ CLASSES = [region.index for region in regions() if region.tissue != "csf"]
 def people_of(heads: Heads, tracers: Sequence[str], voxel_size: float, n: int, out: Path) -> RegionalPeople:
     """Simulated people on the heads, scanned with all of the tracers; kept under ``out`` for just these heads."""
     of = hashlib.sha256(heads.classes.tobytes() + heads.measured.tobytes()).hexdigest()[:8]
-    path = out / f"{'-'.join(tracers)}_{n}_{of}.npz"
+    path = out / f"people_{'-'.join(tracers)}_{n}_{of}.npz"
     if not path.is_file():
         made = simulate_regions(heads, tracers, voxel_size, n, PEOPLE_SEED, workers())
         records = np.array([json.dumps(record) for record in made.records])

@@ -147,9 +147,10 @@ def test_draws_are_deterministic_and_depend_on_seed_tracer_and_record(synthesize
     assert len(synthesizer.draw(anatomy(), known, "AV45")) == synthesizer.model.recipe.n_draws
 
 
-def test_draws_have_the_regional_means_that_the_regional_flow_says():
+@pytest.mark.parametrize("gtm", [False, True])
+def test_draws_have_the_regional_means_that_the_regional_flow_says(gtm):
     """Measured in the latent space, where they are painted; the mean over draws is that of many regional draws."""
-    model = small_model()
+    model = small_model(small_recipe(regional={"gtm": gtm}))
     engine, who = Synthesizer(model), record(age=70.0)
     blocks = np.add.outer(np.arange(16) // 8, 2 * (np.arange(24) // 12))[:, :, None].repeat(16, 2)
     head = replace(anatomy(), probabilities=np.eye(CLASSES, dtype=np.float16)[blocks].transpose(3, 0, 1, 2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -74,22 +76,27 @@ def planted(n: int) -> RegionalPeople:
     return RegionalPeople(records, means, alike(n))
 
 
-@pytest.fixture(scope="module")
-def trained():
-    recipe = small_recipe()
-    people = planted(1500)
-    spec = RegionalSpec(width=64, blocks=2, training_steps=1200, rate=3e-3)
+def learned(people: RegionalPeople, tracers: tuple[str, ...], **spec) -> Callable[..., torch.Tensor]:
+    """What draws ``(n, classes)`` by a flow that was trained on the people."""
+    conditioning = small_recipe().conditioning
+    chosen = RegionalSpec(**{"width": 64, "blocks": 2, "training_steps": 600, "rate": 3e-3} | spec)
     torch.manual_seed(0)
-    net = RegionalFlow(len(recipe.conditioning.variables), CLASSES, spec)
-    variables = fit_standardisation(record_matrix(people.records, recipe.conditioning.variables))
-    train_regional(net, people, ("AV45", "FDG"), recipe.conditioning, variables, spec, seed=0)
+    net = RegionalFlow(len(conditioning.variables), CLASSES, chosen)
+    variables = fit_standardisation(record_matrix(people.records, conditioning.variables))
+    train_regional(net, people, tracers, conditioning, variables, chosen, seed=0)
 
-    def draw(record: dict, tracer: str, n: int = 400, guidance: float = 1.0) -> np.ndarray:
-        values, mask = standardise(record_matrix([record], recipe.conditioning.variables), variables)
-        condition = Condition(values, mask, torch.tensor([tracer_index(tracer)]))
-        return net.sample(n, condition, guidance, torch.Generator().manual_seed(0)).numpy()
+    def draw(record: dict, tracer: str, n: int = 400, guidance: float = 1.0, **of_head: torch.Tensor) -> torch.Tensor:
+        values, mask = standardise(record_matrix([record], conditioning.variables), variables)
+        condition = Condition(values, mask, torch.tensor([tracer_index(tracer)]), **of_head)
+        return net.sample(n, condition, guidance, torch.Generator().manual_seed(0))
 
     return draw
+
+
+@pytest.fixture(scope="module")
+def trained():
+    draw = learned(planted(1500), ("AV45", "FDG"), training_steps=1200)
+    return lambda *args, **kwargs: draw(*args, **kwargs).numpy()
 
 
 def test_draws_have_the_conditional_mean_and_spread(trained):
@@ -130,18 +137,11 @@ def test_volumes_reach_the_draws_where_the_recipe_says_so():
     volumes = torch.from_numpy(np.exp(0.3 * rng.standard_normal((1500, CLASSES)))).float()
     means = (1 + 0.5 * volumes[:, -1].log())[:, None, None].expand(-1, 1, CLASSES).contiguous()
     people = RegionalPeople(({"age": 70.0},) * 1500, means, alike(1500, volumes))
-    recipe, two = small_recipe(), torch.tensor([[1.0] * (CLASSES - 1) + [0.7], [1.0] * (CLASSES - 1) + [1.4]])
-    variables = fit_standardisation(record_matrix(people.records, recipe.conditioning.variables))
-    values, mask = standardise(record_matrix(people.records[:1], recipe.conditioning.variables), variables)
+    two = torch.tensor([[1.0] * (CLASSES - 1) + [0.7], [1.0] * (CLASSES - 1) + [1.4]])
     drawn = {}
     for given in (True, False):
-        torch.manual_seed(0)
-        spec = RegionalSpec(width=64, blocks=2, training_steps=600, rate=3e-3, volumes=given)
-        net = RegionalFlow(len(recipe.conditioning.variables), CLASSES, spec)
-        train_regional(net, people, ("AV45",), recipe.conditioning, variables, spec, seed=0)
-        code = torch.tensor([tracer_index("AV45")])
-        conditions = [Condition(values, mask, code, v[None]) for v in two]
-        drawn[given] = [net.sample(200, c, 1.0, torch.Generator().manual_seed(0)).mean().item() for c in conditions]
+        draw = learned(people, ("AV45",), volumes=given)
+        drawn[given] = [draw(people.records[0], "AV45", 200, volumes=v[None]).mean().item() for v in two]
     expected = (1 + 0.5 * two[:, -1].log()).tolist()
     assert drawn[True] == pytest.approx(expected, abs=0.05)
     assert drawn[False] == pytest.approx([1, 1], abs=0.05)
@@ -156,7 +156,7 @@ def test_the_transfer_matrix_is_that_of_a_blurred_scan():
     expected = geometry.transfer[0] @ (uptake * torch.tensor([1.0, 1, 1, 0]))
     torch.testing.assert_close(means[0], expected, atol=0.01, rtol=0.01)
     spread = means[0, :3].max() - means[0, :3].min()
-    assert spread < 1.2, "half of the contrast of 1.5 is what blur and soft labels leave"
+    assert spread < 1.2, "blur and soft labels leave less of the contrast of 1.5"
     found = geometry.uptake(means[None].expand(1, 2, -1))
     torch.testing.assert_close(found[0, :, :3], uptake[:3].expand(2, -1), atol=0.05, rtol=0.02)
     assert geometry.volumes.sum().item() == pytest.approx(16**3 * 8 / 1000)
@@ -174,17 +174,10 @@ def test_uptake_spills_over_as_each_head_has_it():
     transfer = spilling(0.3 * torch.rand(n, generator=rng))
     means = (transfer @ (uptake + 0.1 * torch.randn(n, CLASSES, generator=rng))[..., None])[:, None, :, 0]
     people = RegionalPeople(({"age": 70.0},) * n, means, Geometry(torch.ones(n, CLASSES), transfer))
-    new, recipe = spilling(torch.tensor([0.6])), small_recipe()
-    variables = fit_standardisation(record_matrix(people.records, recipe.conditioning.variables))
-    values, mask = standardise(record_matrix(people.records[:1], recipe.conditioning.variables), variables)
-    condition = Condition(values, mask, torch.tensor([tracer_index("AV45")]), torch.ones(1, CLASSES), new)
+    new = spilling(torch.tensor([0.6]))
     drawn = {}
     for gtm in (True, False):
-        torch.manual_seed(0)
-        spec = RegionalSpec(width=64, blocks=2, training_steps=600, rate=3e-3, gtm=gtm)
-        net = RegionalFlow(len(recipe.conditioning.variables), CLASSES, spec)
-        train_regional(net, people, ("AV45",), recipe.conditioning, variables, spec, seed=0)
-        drawn[gtm] = net.sample(300, condition, 1.0, torch.Generator().manual_seed(0))
+        drawn[gtm] = learned(people, ("AV45",), gtm=gtm)(people.records[0], "AV45", 300, transfer=new)
     torch.testing.assert_close(drawn[True].mean(0), new[0] @ uptake, atol=0.04, rtol=0)
     assert drawn[True].std(0).mean().item() == pytest.approx(0.1 * (0.55**2 + 3 * 0.15**2) ** 0.5, rel=0.2)
     assert (drawn[False].mean(0) - new[0] @ uptake).abs().max() > 0.3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,7 +134,7 @@ def save_model(model: Model, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for old in (folder / "model.json", *folder.glob("weights-*.safetensors")):
         old.unlink(missing_ok=True)
-    for name, content in weights_files(model).items():
+    for name, content in weights_files(model):
         (folder / name).write_bytes(content)
     (folder / "recipe.toml").write_text(recipe_text(model.recipe), encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(model.card, encoding="utf-8")
@@ -172,13 +172,12 @@ def save_model(model: Model, folder: Path) -> None:
     (folder / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def weights_files(model: Model) -> dict[str, bytes]:
-    """The weights as a model folder keeps them: names and contents of its files."""
+def weights_files(model: Model) -> Iterator[tuple[str, bytes]]:
+    """The weights as a model folder keeps them: name and content of each of its files."""
     from safetensors.torch import save
 
-    return {
-        f"weights-{number:05d}.safetensors": save(shard) for number, shard in enumerate(_shards(_tensors(model)), 1)
-    }
+    for number, shard in enumerate(_shards(_tensors(model)), 1):
+        yield f"weights-{number:05d}.safetensors", save(shard)
 
 
 def put_files(folder: Path, files: Mapping[str, bytes], **fields: str) -> None:

@@ -132,9 +132,9 @@ class Geometry:
     transfer: Tensor
 
     @classmethod
-    def of(cls, labels: Tensor, voxel_size: float) -> Geometry:
-        """That of label probabilities ``(N, K, X, Y, Z)`` on voxels of ``voxel_size`` mm."""
-        return cls(label_volumes(labels, voxel_size), Painting(labels).system)
+    def of(cls, labels: Tensor, voxel_size: float, painting: Painting | None = None) -> Geometry:
+        """That of label probabilities ``(N, K, X, Y, Z)`` on voxels of ``voxel_size`` mm; ``painting`` is theirs."""
+        return cls(label_volumes(labels, voxel_size), (painting or Painting(labels)).system)
 
     @classmethod
     def together(cls, parts: Sequence[Geometry]) -> Geometry:

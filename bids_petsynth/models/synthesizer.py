@@ -28,7 +28,7 @@ from bids_petsynth.models.folder import Model, load_model
 from bids_petsynth.models.process import centred, guided
 from bids_petsynth.models.processes import build_process
 from bids_petsynth.models.recipe import Recipe
-from bids_petsynth.models.regional import Condition, Geometry, along, representative
+from bids_petsynth.models.regional import Condition, Geometry, Painting, along, representative
 from bids_petsynth.pet.tracers import target_weights
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.tables import data_path
@@ -202,7 +202,8 @@ class Synthesizer:
 
     def geometry(self, anatomy: Anatomy) -> Geometry:
         """That of a head on the model's grid, as :meth:`regional_draws` takes it."""
-        return self._geometry(pool_labels(anatomy.probabilities, self.model.recipe.label_pool))
+        labels = pool_labels(anatomy.probabilities, self.model.recipe.label_pool)
+        return self._geometry(labels, self.denoiser.painting(labels))
 
     @torch.inference_mode()
     def regional_draws(
@@ -241,9 +242,9 @@ class Synthesizer:
         """
         if self.regional is None:
             return None
-        many = self.regional_draws(record, tracer, self._geometry(labels), seed, max(n, REGIONAL_DRAWS))
-        few = representative(many, n)
         painting = self.denoiser.painting(labels.to(self.device))
+        many = self.regional_draws(record, tracer, self._geometry(labels, painting), seed, max(n, REGIONAL_DRAWS))
+        few = representative(many, n)
         pool = codes.shape[0] // painting.shape[0]
         shares = [F.avg_pool3d(torch.from_numpy(codes == code).float()[None], pool)[0] for code in _present(codes)]
         masks = torch.stack(shares).to(self.device)
@@ -266,16 +267,16 @@ class Synthesizer:
         ``given`` are further scans by modality ``(X, Y, Z)``, see :meth:`draw`; None withholds one, the T1w too.
         """
         recipe = self.model.recipe
-        geometry = None if self.regional is None else self._geometry(labels)
+        everything = {"T1w": t1w[0], **(given or {})}
+        scans = self._given({name: scan for name, scan in everything.items() if scan is not None}, tracer)
+        with fast_autocast(self.device):
+            sources = self.denoiser.settled(self.denoiser.prepare(t1w.to(self.device), labels.to(self.device), *scans))
+        geometry = None if self.regional is None else self._geometry(labels, sources.painting)
         rng, condition = self._rng(tracer, seed), self._condition(record, tracer, geometry)
         means = None
         if self.regional is not None:
             means = representative(self._regional_draws(condition, tracer, max(n, REGIONAL_DRAWS), rng), n)
         out = np.empty((n, *recipe.grid.shape), np.float32)
-        everything = {"T1w": t1w[0], **(given or {})}
-        scans = self._given({name: scan for name, scan in everything.items() if scan is not None}, tracer)
-        with fast_autocast(self.device):
-            sources = self.denoiser.settled(self.denoiser.prepare(t1w.to(self.device), labels.to(self.device), *scans))
         mean, sd = self.model.scale([tracer], self.device)
         noise = torch.randn((n, recipe.latent_channels, *recipe.latent_shape), generator=rng)
         if means is not None:  # as representative() does for the regional means
@@ -311,9 +312,9 @@ class Synthesizer:
             latents[torch.tensor(there)] = (encoded - mean) / sd
         return latents[None], torch.tensor([there], device=self.device)
 
-    def _geometry(self, labels: Tensor) -> Geometry:
+    def _geometry(self, labels: Tensor, painting: Painting) -> Geometry:
         recipe = self.model.recipe
-        return Geometry.of(labels, recipe.grid.voxel_size * recipe.label_pool)
+        return Geometry.of(labels, recipe.grid.voxel_size * recipe.label_pool, painting)
 
     def _rng(self, tracer: str, seed: int) -> torch.Generator:
         """Random numbers of a seed and tracer, drawn on the CPU."""

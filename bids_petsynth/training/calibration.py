@@ -13,27 +13,14 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
-import torch
-
 from bids_petsynth.errors import UsageError
-from bids_petsynth.models.folder import Model, build_regional, calibration_text, put_files, weights_files
+from bids_petsynth.models.folder import Model, calibration_text, put_files, weights_files
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training.card import figures_section, sensitivity_figures, sensitivity_section, spread_section
-from bids_petsynth.training.generator import SENSITIVITY_PEOPLE
 from bids_petsynth.training.ground import Ground
-from bids_petsynth.training.regional import train_regional
+from bids_petsynth.training.regional import fit_part, with_fresh_regional
 from bids_petsynth.training.simulated import SimulatedGround
-from bids_petsynth.training.validation import CARD_DRAWS, calibration, evaluate, regional_spread
-
-
-def with_new_regional(model: Synthesizer, ground: Ground) -> Synthesizer:
-    """The model with a regional flow trained from the start, on the ground's people."""
-    old = model.model
-    torch.manual_seed(old.recipe.training.seed)
-    fresh = build_regional(old.recipe, old.classes)
-    parts = (old.recipe.tracers, old.recipe.conditioning, old.variables, old.recipe.regional, old.recipe.training.seed)
-    train_regional(fresh, ground.people(), *parts)
-    return Synthesizer(replace(old, regional=fresh, version=date.today().isoformat()), model.device, model.texts)
+from bids_petsynth.training.validation import CARD_DRAWS, calibration, evaluate
 
 
 def recalibrate(
@@ -41,13 +28,13 @@ def recalibrate(
 ) -> Model:
     """Calibrate a model with a regional part anew, on the ground's held-out people, and put that into its folder.
 
-    ``regional`` has the regional flow trained anew before (see :func:`with_new_regional`). Without ``texture`` the
-    gains on the detail of draws, which is the image flow's, stay as they are.
+    ``regional`` has the regional flow of the model's recipe trained from the start before, on the ground's people.
+    Without ``texture`` the gains on the detail of draws, which is the image flow's, stay as they are.
 
     Returns
     -------
     Model
-        With the new factors and gains.
+        With the new factors, gains and regional flow.
 
     Raises
     ------
@@ -56,16 +43,13 @@ def recalibrate(
     """
     if model.regional is None:
         raise UsageError(f"The model {folder} has no regional part; its draws are calibrated when it is trained.")
-    files = {}
+    people, files, sensitivity = ground.held_people(), {}, {}
     if regional:
-        model = with_new_regional(model, ground)
-        files = weights_files(model.model)
-    people = ground.held_people()
-    if texture:
-        tuned = calibration(model, people, ground.texture_cases)
-    else:
-        tuned = dict(zip(("spread", "target_spread"), regional_spread(model, people), strict=True))
-    found = replace(model.model, **tuned)
+        fresh = replace(with_fresh_regional(model.model), version=date.today().isoformat())
+        fit_part(fresh, ground.people())
+        model = Synthesizer(fresh, model.device, model.texts)
+        files, sensitivity = dict(weights_files(fresh)), sensitivity_figures(model, people)
+    found = replace(model.model, **calibration(model, people, ground.texture_cases if texture else None))
     # what is drawn depends on the gains, so that the figures come after them
     figures, _ = evaluate(
         Synthesizer(found, model.device, model.texts),
@@ -75,8 +59,8 @@ def recalibrate(
     )
     card = with_section(found.card, figures_section(figures, ground.demonstration))
     card = with_section(card, spread_section(found, ground.demonstration))
-    moved = sensitivity_figures(Synthesizer(found, model.device, model.texts), people.first(SENSITIVITY_PEOPLE))
-    card = with_section(card, sensitivity_section(moved))
+    if sensitivity:
+        card = with_section(card, sensitivity_section(sensitivity))
     texts = {"calibration.json": calibration_text(found), "MODEL_CARD.md": card}
     put_files(folder, files | {name: text.encode() for name, text in texts.items()}, version=found.version)
     return found

@@ -16,10 +16,13 @@ from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training.ground import Ground
 from bids_petsynth.training.regional import RegionalPeople
 
+#: People with whom the sensitivity is measured, at most.
+SENSITIVITY_PEOPLE = 60
+
 
 def sensitivity_figures(synthesizer: Synthesizer, people: RegionalPeople) -> dict[str, dict[str, tuple[float, float]]]:
     """By tracer and variable: mean change of the target SUVR per SD, and mean absolute change when it is dropped."""
-    out = {}
+    out, people = {}, people.first(SENSITIVITY_PEOPLE)
     for name in synthesizer.tracers:
         spec = tracer_named(name)
         moved: list[dict[str, Moved]] = []
@@ -73,8 +76,7 @@ T1w, label probabilities, tracer, and of the record (any may be missing; on the 
 
 {spread_section(model, ground.demonstration)}
 
-{sensitivity_section(sensitivity)}
-## Training
+{sensitivity_section(sensitivity)}{chr(10) * 2 if sensitivity else ""}## Training
 `{ground.command(minutes)}`: {steps} steps of
 {recipe.training.batch} examples, seed {recipe.training.seed}, finished {model.version}.{_origin(start)}
 """
@@ -140,5 +142,4 @@ Change of the target SUVR when a value rises by one SD / mean absolute change wh
 
 | variable | {" | ".join(tracers)} |
 |---|{"---|" * len(tracers)}
-{chr(10).join(lines)}
-"""
+{chr(10).join(lines)}"""

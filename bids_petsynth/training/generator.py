@@ -35,7 +35,7 @@ from bids_petsynth.training.loop import Loop, State
 from bids_petsynth.training.objective import Objective, split
 from bids_petsynth.training.pairs import Pool
 from bids_petsynth.training.phases import choose_style, fit_autoencoder, styled
-from bids_petsynth.training.regional import train_regional
+from bids_petsynth.training.regional import fit_part
 from bids_petsynth.training.scaling import Spread
 from bids_petsynth.training.simulated import SimulatedGround
 from bids_petsynth.training.validation import (
@@ -49,9 +49,6 @@ from bids_petsynth.training.validation import (
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-#: Held-out people with whom the card's sensitivity is measured.
-SENSITIVITY_PEOPLE = 60
 
 
 @dataclass(frozen=True)
@@ -251,7 +248,7 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
     sensitivity, tuned = {}, {}
     if model.regional is not None:
         people = ground.held_people()
-        sensitivity = sensitivity_figures(generator, people.first(SENSITIVITY_PEOPLE))
+        sensitivity = sensitivity_figures(generator, people)
         tuned = calibration(generator, people, ground.texture_cases)
         generator = Synthesizer(replace(trained, texture=tuned["texture"]), device, run.texts)
     figures, spread = evaluate(generator, reported, CARD_DRAWS, recipe.grid.voxel_size)
@@ -308,21 +305,11 @@ def fit_regional(model: Model, ground: Ground, weights: Path, run: Run) -> None:
     """Train the regional flow, or take up what an earlier run trained."""
     from safetensors.torch import save_file
 
-    recipe = model.recipe
     if run.resume and weights.exists():
         _load_regional(model, weights)
         return
     people = ground.people()
-    loss = train_regional(
-        model.regional,
-        people,
-        recipe.tracers,
-        recipe.conditioning,
-        model.variables,
-        recipe.regional,
-        recipe.training.seed,
-        adapt=run.start is not None,
-    )
+    loss = fit_part(model, people, adapt=run.start is not None)
     run.report(f"regional flow on {len(people.records)} people: loss {loss:.3f}")
     write_atomically(weights, lambda path: save_file(model.regional.state_dict(), path))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
 import numpy as np
@@ -16,6 +16,7 @@ from bids_petsynth.anatomy.alignment import template_grid
 from bids_petsynth.anatomy.regions import lookup
 from bids_petsynth.errors import TrainingError
 from bids_petsynth.models.conditioning import Standardisation, record_matrix, standardise, tracer_index, withhold
+from bids_petsynth.models.folder import Model, build_regional
 from bids_petsynth.models.process import flow_loss, interpolate, training_times
 from bids_petsynth.models.recipe import ConditioningSpec, RegionalSpec
 from bids_petsynth.models.regional import Condition, Geometry, RegionalFlow, log_volumes, regional_means
@@ -201,6 +202,19 @@ def train_regional(
         schedule.step()
         losses.append(loss.item())
     return float(np.mean(losses[-max(1, steps // 10) :]))
+
+
+def with_fresh_regional(model: Model) -> Model:
+    """The model with an untrained regional flow, as its recipe asks for, whose draws are not calibrated."""
+    torch.manual_seed(model.recipe.training.seed)
+    return replace(model, regional=build_regional(model.recipe, model.classes), spread={}, target_spread={})
+
+
+def fit_part(model: Model, people: RegionalPeople, adapt: bool = False) -> float:
+    """:func:`train_regional` on a model's regional flow, in place, as its recipe says."""
+    recipe = model.recipe
+    parts = (recipe.tracers, recipe.conditioning, model.variables, recipe.regional, recipe.training.seed)
+    return train_regional(model.regional, people, *parts, adapt=adapt)
 
 
 def _spread(values: Tensor, least: float) -> Tensor:

@@ -201,14 +201,16 @@ def _spectra(
 
 
 def calibration(
-    synthesizer: Synthesizer, people: RegionalPeople, cases: Callable[[], Iterable[TrainingCase]]
+    synthesizer: Synthesizer, people: RegionalPeople, cases: Callable[[], Iterable[TrainingCase]] | None
 ) -> dict[str, Mapping]:
     """Fields of :class:`bids_petsynth.models.folder.Model` that calibrate one with a regional part.
 
-    ``people`` are for the spread, ``cases`` for the texture of the draws that have it.
+    ``people`` are for the spread, ``cases`` for the texture of the draws that have it, which is left out if None.
     """
     spread, of_target = regional_spread(synthesizer, people)
     fields = {"spread": spread, "target_spread": of_target}
+    if cases is None:
+        return fields
     engine = Synthesizer(replace(synthesizer.model, **fields), synthesizer.device, synthesizer.texts)
     return fields | {"texture": texture_gains(engine, cases)}
 
