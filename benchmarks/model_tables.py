@@ -127,10 +127,17 @@ def heading(tracer: str) -> str:
 
 
 def prediction_rows(results: Results, tracer: str, found: dict | None) -> Iterator[str]:
-    """Target SUVR across people, beside the oracle's."""
+    """Target SUVR across people beside the oracle's, and regions beside the mean of these people themselves."""
     true, r = results[f"{tracer}/target"], regional.correlation
+    regions = results[f"{tracer}/regional"]
+    of_mean = np.nanmean(np.abs(regions - np.nanmean(regions, 0)), 1)
     for variant in VARIANTS:
         ours = results[f"{tracer}/{variant}/target_draws"].mean(1)
+        error = np.nanmean(np.abs(results[f"{tracer}/{variant}/draws"].mean(1) - regions), 1)
+        yield row(f"regional MAE, {variant}", results.interval(lambda i, e=error: e[i].mean()), "")
+        ratio = results.interval(lambda i, e=error: e[i].mean() / of_mean[i].mean())
+        bar = "< 1" if variant == "plasma" else ""
+        yield row(f"regional MAE over that of their own mean, {variant}", ratio, bar, high=np.nextafter(1, 0))
         yield row(f"target r, {variant}", results.interval(lambda i, o=ours: r(o[i], true[i])), "")
         if found is None:
             continue

@@ -44,6 +44,7 @@ from bids_petsynth.models.synthesizer import Synthesizer, reader_of
 from bids_petsynth.pet.quantification import normalise, quantify
 from bids_petsynth.pet.tracers import default_cutoff
 from bids_petsynth.pet.tracers import tracer as tracer_named
+from bids_petsynth.training.augment import most_common
 from bids_petsynth.training.generator import Run, train
 from bids_petsynth.training.labelling import UNSEEN
 from bids_petsynth.training.loop import write_atomically
@@ -105,16 +106,15 @@ def scans_grid() -> GridSpec:
 
 
 def on_grid_of(recipe: Recipe, case: TrainingCase) -> TrainingCase:
-    """The case on the grid of a recipe whose voxels are as large as the case's, or some times as large."""
-    times = case.t1w.shape[0] // recipe.grid.shape[0]
-    if times == 1:
+    """The case on the grid of a recipe whose voxels are as large as the case's, or twice as large."""
+    if case.t1w.shape[0] == recipe.grid.shape[0]:
         return case
 
     def pooled(image: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool3d(image[None], times)[0]
+        return F.avg_pool3d(image[None], 2)[0]
 
     pet = {name: pooled(scan[None])[0] for name, scan in case.pet.items()}
-    classes, measured = (image[::times, ::times, ::times] for image in (case.classes, case.measured))
+    classes, measured = most_common(torch.stack([case.classes, case.measured]))
     images = {"t1w": pooled(case.t1w[None])[0], "labels": pooled(case.labels), "pet": pet}
     return replace(case, classes=classes, measured=measured, **images)
 

@@ -86,14 +86,14 @@ def test_a_perfect_model_meets_the_bars(tables, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "240 simulated people on 4 unseen heads" in text and "nothing about patients" in text
     found = verdicts(text)
-    assert len(found) == 21
+    assert len(found) == 22
     # these people's draws know the amyloid better than any record, which is just what this row must denounce
     assert found.pop("r minus the oracle's, no_plasma").startswith("missed")
     # fabricated spread: regions and target share the person's error only
     wrong = {name for name, verdict in found.items() if verdict.startswith("missed") and "covers" not in name}
     assert not {name for name in wrong if "ECE" not in name}
     assert found["Centiloid: 80 % covers, plasma"].startswith("met")
-    assert found["MAE brain over that of painted"] == "met"
+    assert found["MAE brain over that of painted"] == found["regional MAE over that of their own mean, plasma"] == "met"
 
 
 def test_a_bad_model_misses_them(tables, tmp_path, capsys):

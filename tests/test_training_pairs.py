@@ -26,6 +26,7 @@ from bids_petsynth.training.pairs import (
     pull,
     vary_intensity,
 )
+from bids_petsynth.training.regional import simulate_regions
 from bids_petsynth.training.simulated import SimulatedGround
 
 
@@ -104,6 +105,20 @@ def test_simulated_cases_agree_in_space_and_come_again():
     assert {"age", "sex", "apoe4", "ptau217_lumipulse"} <= set(one.record)
 
 
+def test_a_region_that_a_head_lacks_has_no_uptake():
+    heads = phantom_heads(2)
+    lacks = np.array([False, True])
+    for labels in (heads.classes, heads.measured):
+        labels[1][labels[1] == 42] = 43
+    heads.probabilities[1, 42] = 0
+    people = simulate_regions(heads, ["AV45"], 2.0, 12, seed=4)
+    without = torch.from_numpy(lacks[[pairs.head_of(2, 4, i) for i in range(12)]])
+    uptake = people.heads.uptake(people.means)[:, 0]
+    assert torch.equal(people.heads.volumes[:, 42] == 0, without) and without.sum() == 6
+    assert uptake[without, 42].abs().max() < 1e-3 < uptake[~without, 42].min()
+    assert uptake.abs().max() < 10
+
+
 def test_a_tiny_run_trains_resumes_and_writes_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr("bids_petsynth.training.simulated.FIGURE_PEOPLE", 2)
     monkeypatch.setattr("bids_petsynth.training.simulated.FIRST_PEOPLE", 2)
@@ -155,6 +170,8 @@ def test_a_tiny_run_trains_resumes_and_writes_a_model(tmp_path, monkeypatch):
     same = [all(torch.equal(one[k], other[k]) for k in one) for one, other in pairs_of]
     assert same == [True, False]
     assert set(again.spread) == set(model.spread) and "## What each variable does" in again.card
+    assert again.card.count("Its regional flow was trained from the start") == 1
+    assert calibration.with_regional_origin(again) == again.card
     steps = [int(r["step"]) for r in csv.DictReader((tmp_path / "out" / "log.csv").open())]
     longer = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": 8})})
     train(SimulatedGround(arrays, longer), longer, Run(tmp_path / "out", validate=0))

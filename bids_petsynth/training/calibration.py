@@ -57,13 +57,21 @@ def recalibrate(
         CARD_DRAWS,
         found.recipe.grid.voxel_size,
     )
-    card = with_section(found.card, figures_section(figures, ground.demonstration))
+    card = with_regional_origin(found) if regional else found.card
+    card = with_section(card, figures_section(figures, ground.demonstration))
     card = with_section(card, spread_section(found, ground.demonstration))
     if sensitivity:
         card = with_section(card, sensitivity_section(sensitivity))
     texts = {"calibration.json": calibration_text(found), "MODEL_CARD.md": card}
     put_files(folder, files | {name: text.encode() for name, text in texts.items()}, version=found.version)
     return found
+
+
+def with_regional_origin(model: Model) -> str:
+    """The card, whose last section, on training, tells that the regional flow is newer than the rest."""
+    before = re.sub(r"\nIts regional flow was trained[^\n]*", "", model.card.rstrip())
+    told = f"Its regional flow was trained from the start, on {model.recipe.regional.people:,} people"
+    return f"{before}\n{told}, on {model.version} (`training.calibration --regional`).\n"
 
 
 def with_section(card: str, section: str) -> str:

@@ -84,7 +84,9 @@ def simulate_regions(
     fine = torch.cat([d.means for d in done[: -len(pieces)]])
     done = done[-len(pieces) :]
     means, regions = torch.cat([d.means for d in done]), Geometry.together([d.heads for d in done])
-    return RegionalPeople(tuple(r for d in done for r in d.records), like_fine(means, fine), regions)
+    # of a region that a head lacks the transfer matrix would make a huge uptake out of any mean but 0
+    means = like_fine(means, fine) * (regions.volumes > 0)[:, None]
+    return RegionalPeople(tuple(r for d in done for r in d.records), means, regions)
 
 
 def like_fine(means: Tensor, fine: Tensor) -> Tensor:
