@@ -3,9 +3,9 @@
     python benchmarks/crossfit.py ARRAYS OUT [--people 9360] [--tracers AV45 …]
 
 ARRAYS are the prepared heads (``python -m bids_petsynth.training.grid heads …``). They are shared among five folds. For
-each a flow is trained from the start on people of the other heads, as the built-in model's is; of its own heads one
-tenth of the people calibrate its spread and another tenth are those who are measured. All that is made is kept
-under OUT.
+each a flow is trained from the start on people of the other heads, as the built-in model's is. People on one half of
+the fold's heads calibrate its spread for those on the other half, so that who is measured shares a head with nobody who
+was learnt from. All that is made is kept under OUT.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from bids_petsynth.training.regional import RegionalPeople, fit_part, with_fresh
 from bids_petsynth.training.validation import calibration
 
 FOLDS = 5
-#: One of so many people is for calibration, and one for the figures.
-SHARES = 10
+#: One of so many people of a fold is measured, and so many others calibrate.
+SHARES, CALIBRATING = 10, 4
 
 
 def some(people: RegionalPeople, which: np.ndarray) -> RegionalPeople:
@@ -42,19 +42,24 @@ def some(people: RegionalPeople, which: np.ndarray) -> RegionalPeople:
     return RegionalPeople(records, people.means[chosen], people.heads[chosen])
 
 
-def fitted(like: Model, people: RegionalPeople, held: RegionalPeople, folder: Path) -> Synthesizer:
-    """A model with the recipe of ``like`` and a regional part of its own, from ``folder`` if it was made before."""
+def fitted(like: Model, people: RegionalPeople, folder: Path) -> Model:
+    """A model with the recipe of ``like`` and a regional flow of its own, from ``folder`` if it was made before."""
     model = with_fresh_regional(like)
-    weights, spread = folder / "regional.safetensors", folder / "spread.json"
+    weights = folder / "regional.safetensors"
     if weights.is_file():
         model.regional.load_state_dict(load_file(weights))
     else:
-        print(f"{folder.name}: {len(people.records)} people, loss {fit_part(model, people):.3f}")
+        print(f"{folder.name}: {len(people.records)} people, loss {fit_part(model, people):.3f}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(model.regional.state_dict(), weights)
-    if not spread.is_file():
-        spread.write_text(json.dumps(calibration(Synthesizer(model), held, None)))
-    return Synthesizer(replace(model, **json.loads(spread.read_text())))
+    return model
+
+
+def calibrated(model: Model, held: RegionalPeople, path: Path) -> Synthesizer:
+    """The model with its spread calibrated on ``held`` people, from the file ``path`` if that was done before."""
+    if not path.is_file():
+        path.write_text(json.dumps(calibration(Synthesizer(model), held, None)))
+    return Synthesizer(replace(model, **json.loads(path.read_text())))
 
 
 def together(parts: Sequence[Results]) -> Results:
@@ -82,18 +87,23 @@ def main() -> None:
     people = people_of(heads, tracers, recipe.grid.voxel_size, arguments.people, arguments.out)
     whose = heads_of(heads, arguments.people)
     fold_of = {name: place % FOLDS for place, name in enumerate(heads.names)}
-    theirs = np.array([fold_of[name] for name in whose])
+    half_of = {name: place // FOLDS % 2 for place, name in enumerate(heads.names)}
+    theirs, half = (np.array([of[name] for name in whose]) for of in (fold_of, half_of))
     # whole turns over the heads have one share, so that each head is in each
     share = np.arange(arguments.people) // len(heads) % SHARES
     asked = recipe.regional.model_dump_json().encode()
     of = hashlib.sha256(people.means.numpy().tobytes() + asked).hexdigest()[:8]
     folds = []
     for fold in range(FOLDS):
-        train, spread, test = (theirs != fold) & (share > 1), *((theirs == fold) & (share == k) for k in (0, 1))
-        model = fitted(like, some(people, train), some(people, spread), arguments.out / f"fold{fold}_{of}")
+        folder = arguments.out / f"fold{fold}_{of}"
+        model = fitted(like, some(people, theirs != fold), folder)
         others = heads.select(lambda name, fold=fold: fold_of[name] != fold)
         crowd = crowd_of(others, recipe.grid.voxel_size * recipe.label_pool)
-        folds.append((model, some(people, test), whose[test], crowd))
+        for part in (0, 1):
+            held = (theirs == fold) & (half != part) & np.isin(share, range(1, CALIBRATING + 1))
+            tested = (theirs == fold) & (half == part) & (share == 0)
+            engine = calibrated(model, some(people, held), folder / f"spread{part}.json")
+            folds.append((engine, some(people, tested), whose[tested], crowd))
     count = sum(len(names) for _, _, names, _ in folds)
     print(f"{count} simulated people on {len(heads)} heads, {FOLDS} flows that did not see theirs.")
     print("Figures on simulated data verify the software; they say nothing about patients.")
