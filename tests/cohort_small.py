@@ -16,6 +16,7 @@ from bids_petsynth.anatomy.regions import lookup
 from bids_petsynth.bids.dataset import DONE, FAILED, record_status
 from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sink import tsv_text
+from bids_petsynth.models.synthesizer import built_in
 from bids_petsynth.pet.tracers import centiloid_equation, targets, tracer
 from bids_petsynth.types import Case
 
@@ -112,7 +113,8 @@ def write_pet(out: Path, case: Case, name: str, person: Person) -> None:
     _put(path, tsv_text([measures]).encode())
     _put(path.with_suffix(".json"), json.dumps(about).encode())
     mean = out / output_path("pet_mean", case, tracer=name)
-    model = {"Name": "made up", "Version": "1", "WeightsSHA256": "0"}
+    about = json.loads((built_in() / "model.json").read_text())
+    model = {"Name": about["name"], "Version": about["version"], "WeightsSHA256": "0"}
     sidecar = {"Model": model, "DemonstrationModel": True, "InputHash": case.label, "SettingsHash": "s"}
     _put(mean, b"image")
     _put(out / output_path("pet_std", case, tracer=name), b"image")

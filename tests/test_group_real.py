@@ -14,6 +14,7 @@ from group_small import SMALL, check_page, people, run, table
 
 from bids_petsynth.bids.pets import Pair
 from bids_petsynth.evaluation.comparison import Comparison
+from bids_petsynth.models.synthesizer import built_in
 from bids_petsynth.reports.group import about_column
 from bids_petsynth.types import PetScan
 from bids_petsynth.workflows import comparisons
@@ -72,22 +73,27 @@ def test_planted_bias_error_and_status_come_back(tmp_path, monkeypatch):
 
 
 def test_without_a_cohort_the_card_of_the_model_in_use_speaks(tmp_path):
-    from bids_petsynth.models.synthesizer import built_in
-
     bids, out = write(tmp_path, people(3))
-    assert run(bids, out) == 0
-    assert not (out / "group/heldout.tsv").exists()  # they are of another model
-    about = json.loads((built_in() / "model.json").read_text())
-    for path in out.rglob("*_pet.json"):
-        sidecar = json.loads(path.read_text())
-        sidecar["Model"] |= {"Name": about["name"], "Version": about["version"]}
-        path.write_text(json.dumps(sidecar))
     assert run(bids, out) == 0
     assert "not from this dataset" in check_page(out).seen
     told = table(out, "heldout").set_index("tracer")
     line = re.search(r"^\| AV45 \| (\S+) \| (\S+) \|", (built_in() / "MODEL_CARD.md").read_text(), re.MULTILINE)
     assert told.loc["AV45", ["mae", "mae_of_mean"]].tolist() == [float(number) for number in line.groups()]
-    assert list(told.index) == about["tracers"]
+    assert list(told.index) == json.loads((built_in() / "model.json").read_text())["tracers"]
+
+
+def test_of_another_model_than_made_the_scans_nothing_is_said(tmp_path):
+    bids, out = write(tmp_path, people(3))
+    for path in out.rglob("*_pet.json"):
+        sidecar = json.loads(path.read_text())
+        sidecar["Model"] |= {"Name": "ours"}
+        path.write_text(json.dumps(sidecar))
+    assert run(bids, out) == 0
+    seen = check_page(out).seen
+    assert "were made by ours" in seen and "--model and its folder" in seen
+    assert not (out / "group/heldout.tsv").exists() and not (out / "group/outside.tsv").exists()
+    assert "SD from the mean" not in seen and "itself used" not in seen
+    assert not table(out, "values")["model_input"].any()
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

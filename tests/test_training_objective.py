@@ -86,6 +86,9 @@ def test_all_training_scans_are_standardised_by_every_modality_that_occurs(norma
         latents = torch.cat([space.encode(c.images[name][None]) for c in cases if name in c.images])
         everything.append(latents)
         values = latents.double().movedim(1, 0).flatten(1).numpy()
+        centre, width = model.scale([name])
+        # draws are taken back to latents by the same
+        torch.testing.assert_close((latents - centre) / width * width + centre, latents)
         centre, width = model.scaling[name]
         if normalisation == "minmax":
             scaled = (values - np.array(centre)[:, None]) / np.array(width)[:, None]

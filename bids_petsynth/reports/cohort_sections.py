@@ -108,15 +108,22 @@ def group_section(cohort: Cohort, groupings: Mapping[str, pd.Series]) -> Section
     return Section("groups", "Groups", [], tables, figures)
 
 
-def values_section(cohort: Cohort, inputs: Mapping[str, Mapping[str, float]]) -> Section:
+def values_section(cohort: Cohort, inputs: Mapping[str, Mapping[str, float]] | None) -> Section:
     """Map of missing values, people outside the training range, plasma against synthetic positivity.
 
-    ``inputs`` are the model's variables with ``mean`` and ``sd``, and whether those are of the value's ``log``.
+    ``inputs`` are the model's variables with ``mean`` and ``sd``, and whether those are of the value's ``log``; None
+    if they are not known.
     """
     if not len(cohort.anatomy):
         return Section("values", "Clinical and blood values")
-    frame = view.missing_values(cohort, inputs)
     sentences, figures, tables = [], [], []
+    if inputs is None:
+        made = ", ".join(dict.fromkeys(f"{m.get('Name', '?')} {m.get('Version', '')}".strip() for m in cohort.models))
+        sentences.append(
+            f"These scans were made by {made}, which is not the model that this report was made with: what it takes, "
+            "and who is outside of what it was trained on, is left out. Run group again with --model and its folder."
+        )
+    frame = view.missing_values(cohort, inputs)
     if len(frame):
         tables.append(Table("values", "Values that are known", frame, "Of each participant's first scan"))
         shares = pd.DataFrame({"all": frame.set_index("variable")["share"]})
@@ -140,7 +147,7 @@ def values_section(cohort: Cohort, inputs: Mapping[str, Mapping[str, float]]) ->
         )
     else:
         sentences.append("No clinical or blood value of any participant was found in the dataset's tables.")
-    outside = view.outside_training(cohort, inputs)
+    outside = view.outside_training(cohort, inputs or {})
     limit = f"{numbers()['training_sd']:g} SD from the mean of the model's training people"
     if len(outside):
         sentences.append(
@@ -148,11 +155,11 @@ def values_section(cohort: Cohort, inputs: Mapping[str, Mapping[str, float]]) ->
             "for them is an extrapolation."
         )
         tables.append(Table("outside", "Outside the training range", outside, f"More than {limit}"))
-    elif len(frame) and frame["known"].any():
+    elif inputs is not None and len(frame) and frame["known"].any():
         sentences.append(f"No participant has a value more than {limit}.")
     plasma = view.positivity_by_plasma(cohort)
     if len(plasma):
-        circular = [m for m in dict.fromkeys(plasma["marker"]) if m in inputs]
+        circular = [m for m in dict.fromkeys(plasma["marker"]) if m in (inputs or {})]
         note = "Spearman's r with the Centiloid; area under the ROC curve of the marker for synthetic positivity"
         tables.append(Table("plasma", "Plasma markers against synthetic amyloid", plasma, note))
         if circular:

@@ -64,14 +64,14 @@ def diagnosis_of(
     features: Mapping[str, pd.DataFrame],
     label: pd.Series,
     clusters: pd.Series,
-    inputs: Mapping[str, object],
+    inputs: Mapping[str, object] | None,
     seeds: int,
     folds: int,
     seed: int,
     about: Mapping[str, object],
 ) -> Diagnosis:
     """Nested cross-validation of the classes ``label``, over participants; ``inputs`` are the model's variables."""
-    given = [name for name in inputs if name in cohort.records]
+    given = [name for name in inputs or {} if name in cohort.records]
     return diagnose(
         features,
         label,

@@ -78,7 +78,8 @@ T1w, label probabilities, tracer, and of the record (any may be missing; on the 
 
 {sensitivity_section(sensitivity)}{chr(10) * 2 if sensitivity else ""}## Training
 `{ground.command(minutes)}`: {steps} steps of
-{recipe.training.batch} examples, seed {recipe.training.seed}, finished {model.version}.{_origin(start)}
+{recipe.training.batch} examples in {minutes:.0f} minutes, seed {recipe.training.seed},
+finished {model.version}.{_origin(start)}
 """
 
 

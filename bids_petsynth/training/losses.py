@@ -8,7 +8,6 @@ Call them outside autocast: SSIM subtracts squares. What does not fit together r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -204,32 +203,6 @@ def hinge_d(real: Tensor, fake: Tensor) -> Tensor:
 def hinge_g(fake: Tensor) -> Tensor:
     """Generator's loss by the critic's scores of its images: ``−E fake`` (Lim & Ye, arXiv:1705.02894)."""
     return -fake.mean()
-
-
-@dataclass(frozen=True)
-class MinMax:
-    """The values of an image that become 0 and 1, ``low`` and ``high``, each ``(N or 1, 1, …)``.
-
-    Those of an image that is yet to be drawn are not known: at synthesis give a fixed window of the target instead.
-    """
-
-    low: Tensor
-    high: Tensor
-
-    def encode(self, x: Tensor) -> Tensor:
-        """``(x − low) / (high − low)``; 0 throughout a constant image."""
-        width = self.high - self.low
-        return (x - self.low) / torch.where(width > 0, width, 1)
-
-    def decode(self, x: Tensor) -> Tensor:
-        """The inverse of :meth:`encode`: exact at both ends, between them to two roundings of the range."""
-        return torch.lerp(self.low, self.high, x)
-
-
-def minmax(x: Tensor) -> MinMax:
-    """Least and greatest value of each example, over channels and voxels."""
-    axes = tuple(range(1, x.ndim))
-    return MinMax(x.amin(axes, keepdim=True), x.amax(axes, keepdim=True))
 
 
 def _same_shape(a: Tensor, b: Tensor) -> None:

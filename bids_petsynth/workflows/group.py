@@ -137,7 +137,7 @@ def _work(plan: Plan) -> tuple[Sequence[str], list[str]]:
     cohort = read_cohort(plan.out_dir, plan.bids_dir, scans, cases, mapping, is_simulated(plan.bids_dir))
     groupings = groups(cohort, plan.group_columns)
     clusters = clusters_of(cohort, plan.cluster_column)
-    inputs = model_inputs(plan.model)
+    inputs = model_inputs(plan.model, cohort)
     parts = Parts(plan.out_dir)
     add_cohort(parts, cohort, groupings, inputs)
     compared = _compare(plan, cases, scans, filters)
@@ -249,14 +249,28 @@ def is_simulated(bids_dir: Path) -> bool:
     return any(name.replace("_", "-").startswith("bids-petsynth") for name in names)
 
 
-def model_inputs(folder: Path | None) -> Mapping[str, Mapping[str, float]]:
-    """Variables of a model (the built-in one if None) with mean and SD of the people that it was trained on."""
+def made_by(folder: Path | None, cohort: Cohort) -> tuple[Path, dict] | None:
+    """The folder (the built-in one if None) and ``model.json`` of the model, if it alone made the outputs."""
     from bids_petsynth.models.folder import verified
-    from bids_petsynth.models.recipe import parse_recipe
-    from bids_petsynth.tables import data_path
+    from bids_petsynth.models.synthesizer import built_in
 
-    folder = folder or data_path("models", "petsynth-demo")
+    folder = folder or built_in()
     about = verified(folder)
+    made = {(model.get("Name"), model.get("Version")) for model in cohort.models}
+    return (folder, about) if made <= {(about["name"], about["version"])} else None
+
+
+def model_inputs(folder: Path | None, cohort: Cohort) -> dict[str, dict[str, float]] | None:
+    """Variables of a model with mean and SD of the people that it was trained on.
+
+    None where the outputs are of another model (see :func:`made_by`), whose variables these are not.
+    """
+    from bids_petsynth.models.recipe import parse_recipe
+
+    found = made_by(folder, cohort)
+    if found is None:
+        return None
+    folder, about = found
     recipe = parse_recipe((folder / "recipe.toml").read_text(encoding="utf-8"), str(folder / "recipe.toml"))
     logs = {spec.name for spec in recipe.conditioning.variables if spec.transform == "log"}
     return {name: entry | {"log": name in logs} for name, entry in about.get("variables", {}).items()}
@@ -265,16 +279,12 @@ def model_inputs(folder: Path | None) -> Mapping[str, Mapping[str, float]]:
 def held_out_figures(folder: Path | None, cohort: Cohort) -> pd.DataFrame:
     """What the card of the model in use says of the people that were kept from its training, and of their mean.
 
-    Empty where the outputs are of another model than ``folder`` (the built-in one if None), or its card has no such
-    table.
+    Empty where the outputs are of another model (see :func:`made_by`), or its card has no such table.
     """
-    from bids_petsynth.models.folder import verified
-    from bids_petsynth.models.synthesizer import built_in
-
-    folder = folder or built_in()
-    about = verified(folder)
-    if {(m.get("Name"), m.get("Version")) for m in cohort.models} != {(about["name"], about["version"])}:
+    found = made_by(folder, cohort)
+    if found is None:
         return pd.DataFrame()
+    folder, about = found
     lines = (folder / "MODEL_CARD.md").read_text(encoding="utf-8").splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     head = next((i for i, row in enumerate(cells) if row[:4] == ["tracer", "MAE", "baseline", "bias"]), None)

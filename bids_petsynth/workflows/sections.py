@@ -64,7 +64,7 @@ def add_cohort(
     parts: Parts,
     cohort: Cohort,
     groupings: Mapping[str, pd.Series],
-    inputs: Mapping[str, Mapping[str, float]],
+    inputs: Mapping[str, Mapping[str, float]] | None,
 ) -> None:
     """What can be said without real PET; ``inputs`` are the model's variables with its training people's values."""
     from bids_petsynth.reports import cohort_sections as make
@@ -123,7 +123,7 @@ def add_classes(
     compared: Compared,
     pairs: Mapping[str, Pairs],
     clusters: pd.Series,
-    inputs: Mapping[str, Mapping[str, float]],
+    inputs: Mapping[str, Mapping[str, float]] | None,
 ) -> None:
     """Diagnosis and score, where they are asked for; the chosen classifier is saved.
 
