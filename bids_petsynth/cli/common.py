@@ -85,7 +85,10 @@ def add_language(parser: argparse.ArgumentParser) -> None:
         "--llm-timeout", type=positive, default=60, metavar="SEC", help="seconds for a reply (default: %(default)s)"
     )
     group.add_argument(
-        "--text-cache", type=Path, metavar="DIR", help="where replies and vectors of texts are kept (default: nowhere)"
+        "--text-cache",
+        type=Path,
+        metavar="DIR",
+        help="where replies and vectors of texts are kept (default: nowhere; train: in models/NAME-training)",
     )
 
 
