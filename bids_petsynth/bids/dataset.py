@@ -40,6 +40,7 @@ _IGNORED = (
     "*_measures.*",
     "*_suvr.*",
     "*_sensitivity.*",
+    "*_classes.*",
     "*_xfm.*",
     "group",
     "group_*",
