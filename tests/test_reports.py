@@ -6,11 +6,12 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, WHOLE, Browser, Page
+from browser import CHROMIUM, WHOLE, Browser, Page, printed, tight
 
 from bids_petsynth.anatomy.alignment import Alignment, template_grid
 from bids_petsynth.anatomy.head import Head
@@ -354,6 +355,43 @@ def test_chromium_shows_it_without_a_complaint(out, tmp_path, participant):
             )
             browser.wait("document.getElementById('viewer-place').textContent.includes('FDG')")
         assert browser.messages == []
+
+
+#: Texts of a report's main part, as its source has them, but for the viewer's.
+TEXTS = (
+    "(() => { const w = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT), found = [];"
+    "while (w.nextNode()) if (!w.currentNode.parentElement.closest('#Viewer')) found.push(w.currentNode.data);"
+    "return found; })()"
+)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("participant", ["many", "failed"])
+def test_a_print_has_all_of_it_but_navigation_and_viewer(out, tmp_path, participant):
+    with Browser(tmp_path / "profile") as browser:
+        browser.open((out / f"sub-{participant}.html").as_uri())
+        browser.pdf(tmp_path / "print.pdf")
+        texts = [tight(text) for text in browser.value(TEXTS)]
+        captions = browser.value(
+            "[...document.querySelectorAll('img[src*=jpeg] ~ figcaption')].map(c => c.textContent)"
+        )
+    pages = printed(tmp_path / "print.pdf")
+    whole = "".join(text for text, _ in pages)
+    assert [text for text in texts if text not in whole] == []
+    banner = "SYNTHETIC, not measured." if participant == "many" else "No synthetic PET was made of this participant."
+    title = tight(f"Synthetic PET of sub-{participant}")
+    assert whole.startswith(title + tight(banner))
+    # navigation repeats the title, and names the viewer as its heading does
+    assert whole.count(title) == 1 and tight("Interactive viewer") not in whole
+    # each bitmap is on one page, with its caption; what the others write is in the print as text
+    figures = [*(out / f"sub-{participant}").rglob("figures/*")]
+    places = [text for text, bitmaps in pages for _ in range(bitmaps)]
+    assert [c for c, page in zip(captions, places, strict=True) if tight(c) not in page] == []
+    assert len(places) == sum(path.suffix == ".jpg" for path in figures)
+    for path in figures:
+        if path.suffix == ".svg":
+            drawn = re.findall(r"<text[^>]*>([^<]+)<", path.read_text())
+            assert drawn and [text for text in drawn if tight(unescape(text)) not in whole] == []
 
 
 @pytest.mark.parametrize(

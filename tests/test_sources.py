@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import nibabel as nib
 import numpy as np
 import pytest
 from models_small import CLASSES, SHAPE, small_model, small_recipe
+from pets_small import add, canonical, dataset
+from scanner_small import head, noise, rigid, scanned, scanner
 
+from bids_petsynth.anatomy.regions import codes_of
+from bids_petsynth.bids.index import find_cases
+from bids_petsynth.bids.pets import find_pets, with_pets
 from bids_petsynth.models.conditioning import taken_sources
+from bids_petsynth.models.folder import save_model
 from bids_petsynth.models.recipe import ConditioningSpec, Recipe
 from bids_petsynth.models.synthesizer import Synthesizer
+from bids_petsynth.settings import Settings
 from bids_petsynth.types import Anatomy, ClinicalRecord, Grid
+from bids_petsynth.workflows import steps
 
 SOURCES = ["T1w", "T2w", "FDG", "AV45"]
 
 
-def recipe_with(fusion: str, **changes) -> Recipe:
-    conditioning = {"images": [], "sources": SOURCES, "fusion": fusion}
+def recipe_with(fusion: str, sources: Sequence[str] = SOURCES, **changes) -> Recipe:
+    conditioning = {"images": [], "sources": sources, "fusion": fusion}
     return small_recipe(regional=None, conditioning=conditioning, tracers=["AV45", "FDG"], **changes)
 
 
@@ -42,14 +54,38 @@ def test_what_is_taken_of_what_is_there(fusion, there, target, taken):
 
 @pytest.mark.parametrize("fusion", ["attention", "concatenation"])
 def test_a_real_pet_changes_what_is_drawn_and_the_target_itself_does_not(fusion):
-    engine, head = Synthesizer(small_model(recipe_with(fusion))), anatomy()
+    engine, person = Synthesizer(small_model(recipe_with(fusion))), anatomy()
     scan = np.random.default_rng(1).random(SHAPE, np.float32)
 
     def drawn(**given: np.ndarray) -> np.ndarray:
-        return engine.draw(head, ClinicalRecord({}), "AV45", n_draws=1, given=given)
+        return engine.draw(person, ClinicalRecord({}), "AV45", n_draws=1, given=given)
 
     alone, with_fdg = drawn(), drawn(FDG=scan)
     assert np.abs(with_fdg - alone).max() > 1e-3
     np.testing.assert_array_equal(drawn(AV45=scan), alone)
     # a T2w beside the T1w is one more source to attention; what takes one source goes on with the first of its list
     assert (np.abs(drawn(T2w=scan) - alone).max() > 1e-3) == (fusion == "attention")
+
+
+def test_raw_pet_of_another_tracer_is_given_to_the_model_on_the_t1w_in_suvr(tmp_path, monkeypatch):
+    fine, uptake = head()
+    coarse = (slice(None, None, 2),) * 3  # registers in half the time
+    t1w, labels, uptake = fine.t1w[coarse], fine.labels[coarse], uptake[coarse]
+    person = Anatomy(t1w, labels, np.zeros(0), Grid(t1w.shape, fine.grid.affine @ np.diag([2.0, 2, 2, 1])))
+    bids, grid = dataset(tmp_path / "bids"), scanner(centre=(6, -3, -1), shape=(64, 72, 44), size=(3.6, 3.6, 4.0))
+    raw = uptake + noise(uptake.shape, np.random.default_rng(0))
+    raw = scanned(raw, person.grid, rigid((7, -5, 6), (6, 14, -9)), grid)
+    # the first frame is in the window of the target, the second in that of the source
+    times = {"Units": "Bq/mL", "FrameTimesStart": [3000, 5400], "FrameDuration": [1200, 1200]}
+    path = add(bids, "sub-00_trc-FBB_pet", times)
+    nib.save(nib.Nifti1Image(4000 * np.stack([raw**2, raw], axis=-1), grid.affine), path)
+    (case,) = with_pets(find_cases(bids), find_pets(bids, canonical=canonical), ["FBB"], 365)
+    save_model(small_model(recipe_with("attention", ["T1w", "FBB"])), tmp_path / "model")
+    settings, given = Settings(bids, tmp_path / "out", ("AV45",), tmp_path / "model", "cpu"), {}
+    monkeypatch.setattr(steps, "model_of", lambda *_: SimpleNamespace(draw=lambda *words: given.update(words[-1])))
+    steps.draws(case, person, ClinicalRecord({}), "AV45", settings)
+    assert set(given) == {"FBB"} and given["FBB"].shape == labels.shape
+    reference = np.isin(labels, codes_of("cerebellar_grey", "cerebellar_white"))
+    assert given["FBB"][reference].mean() == pytest.approx(1, abs=1e-3)
+    # where the scanner had put it, it would be 0.4 off
+    assert np.abs(given["FBB"] - uptake / uptake[reference].mean())[labels > 0].mean() < 0.06

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 from ground_small import SmallGround
-from models_small import small_recipe, with_autoencoder
+from models_small import SHAPE, small_recipe, with_autoencoder
+from torch import Tensor
+from toy_recipes import shrunk
 
 from bids_petsynth.models.autoencoder import build_space
+from bids_petsynth.models.recipe import Recipe
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training.generator import build_model
 from bids_petsynth.training.loop import Share, step_generator
@@ -191,3 +194,49 @@ def test_noise_of_the_other_arm_is_nowhere_the_same_and_as_random(shape):
     other = _other_noise(noise)
     assert not (other == noise).any()
     torch.testing.assert_close(other.flatten(1).sort().values, noise.flatten(1).sort().values)
+
+
+def exchanged(of_target: Tensor, of_source: Tensor, **losses: float) -> Tensor:
+    """A step's loss by PASTA's recipe of arms that map PET = 1.5 − 2 · T1w and back, but for a constant error each."""
+    data = shrunk("pasta").model_dump(mode="json")
+    data["grid"]["shape"], data["space"]["cutoff"], data["tracers"] = list(SHAPE), 0.125, ["AV45"]
+    data["losses"] |= {"regions": "none", **losses}
+    made = objective(Recipe.model_validate(data))
+
+    def both(x, t, source, condition, swapped=False):
+        drawn = (1.5 - source) / 2 + of_source if swapped else 1.5 - 2 * source + of_target
+        return drawn, drawn
+
+    made.net.denoiser.both = both
+    example = made.example(0, step_generator(0, 0), Share())
+    return made._exchange(replace(example, data=1.5 - 2 * example.sources.features))
+
+
+def missed(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """What the arms miss of real scans and, in the cycle, of those too that the other has drawn from with its error."""
+    return abs(a), abs(b) + abs(b - a / 2) + abs(a - 2 * b)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (-0.4, -0.2), (0.3, -0.1)])
+def test_a_cycle_passes_an_arms_error_on_by_the_slope_of_the_others_map(a, b):
+    found, told = ([torch.tensor(x, requires_grad=True) for x in (a, b)] for _ in range(2))
+    loss = exchanged(*found, l1=1.0, ssim=0.0, translation=0.1, cycle=0.7)
+    once, cycle = missed(*told)
+    expected = 1.1 * (once + 0.7 * cycle)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    if (a, b) == (0.3, -0.1):  # elsewhere a modulus has its kink
+        loss.backward(), expected.backward()
+        # an arm learns from what the other makes of its drawing
+        assert [x.grad.item() for x in found] == pytest.approx([x.grad.item() for x in told], rel=1e-4)
+
+
+def test_losses_of_pasta_vanish_for_inverse_arms_and_only_the_cycle_asks_the_arm_that_draws_t1w():
+    none, some = torch.tensor(0.0), torch.tensor(0.2)
+    assert exchanged(none, none).item() == pytest.approx(0, abs=1e-5)
+    assert exchanged(none, some, cycle=0.0).item() == pytest.approx(0, abs=1e-5)
+    for errors in ((none, some), (some, none)):
+        # similarity comes on top
+        assert exchanged(*errors) - exchanged(*errors, cycle=0.0) > 1.1 * missed(*errors)[1]
+    # these errors cancel where the arms meet: what is left is the similarity of the T1w drawn from the real PET
+    alike = {"l1": 0.0, "translation": 0.0}
+    assert exchanged(2 * some, some, **alike) > exchanged(2 * some, some, cycle=0.0, **alike) + 1e-3
