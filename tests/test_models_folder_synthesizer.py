@@ -173,10 +173,11 @@ def test_draws_have_the_regional_means_that_the_regional_flow_says(gtm):
 
 
 def test_the_mean_of_two_draws_is_that_of_nine():
-    engine, who = Synthesizer(small_model()), record(age=70.0)
+    # an untrained flow's means differ so much that what an untrained network bends hardly counts
+    engine, who = Synthesizer(small_model(small_recipe(regional={"gtm": False}))), record(age=70.0)
     two, nine = (engine.draw(anatomy(), who, "FDG", n_draws=n, seed=3) for n in (2, 9))
-    # means of independent draws would be .78 of their standard deviation apart, and this network bends what is centred
-    assert (two.mean(0) - nine.mean(0)).std() < 0.25 * nine.std(0).mean()
+    # means of independent draws would be .78 of their standard deviation apart
+    assert (two.mean(0) - nine.mean(0)).std() < 0.05 * nine.std(0).mean()
 
 
 def test_what_is_foreseen_is_what_the_draws_show():
