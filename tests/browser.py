@@ -1,6 +1,6 @@
 """What tests of reports share: a page's elements and seen text, and a headless Chromium driven over a pipe.
 
-The browser needs no package; it opens a file and tells what its console said. What it prints is read here, too.
+The browser needs no package; it opens a file, tells what its console said, and prints.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import shutil
 import subprocess
 import time
 import unicodedata
-import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+
+from pypdf import PdfReader
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _FLAGS = (
@@ -69,36 +70,7 @@ def printed(path: Path) -> list[tuple[str, int]]:
 
     Letters and bitmaps that lie beyond a page or a box that cuts them off are not there.
     """
-    found = re.findall(rb"^(\d+) 0 obj\n(.*?)\nendobj$", path.read_bytes(), re.S | re.M)
-    objects = {int(number): content for number, content in found}
-
-    def stream(number: bytes) -> str:
-        packed = objects[int(number)].split(b"stream\n", 1)[1]
-        return zlib.decompressobj().decompress(packed).decode("latin-1")
-
-    def letters(font: bytes) -> tuple[int, dict[int, str]]:
-        """Hexadecimal digits of a font's codes, and the letters that they stand for."""
-        table = stream(re.search(rb"/ToUnicode (\d+)", objects[int(font)])[1])
-        digits, table = re.search(r"begincodespacerange\n<(\w+)>.*?\n(.*)", table, re.S).groups()
-        spans = re.findall(r"^<(\w+)> (?:<(\w+)> )?<(\w{4})>$", table, re.M)
-        parts = [(int(first, 16), int(last or first, 16), int(letter, 16)) for first, last, letter in spans]
-        return len(digits), {k: chr(to + k - first) for first, last, to in parts for k in range(first, last + 1)}
-
-    pages = []
-    for content in objects.values():
-        if not content.startswith(b"<</Type /Page\n"):
-            continue
-        fonts = {name.decode(): letters(font) for name, font in re.findall(rb"/(F\d+) (\d+) 0 R", content)}
-        drawn = re.findall(rb"/(X\d+) (\d+) 0 R", content)
-        pictures = {name.decode() for name, number in drawn if b"/Subtype /Image" in objects[int(number)]}
-        text, bitmaps, digits, font = "", 0, 4, {}
-        words = r"/(F\d+) [\d.]+ Tf|<(\w+)> Tj|/(X\d+) Do"
-        for name, codes, picture in re.findall(words, stream(re.search(rb"/Contents (\d+)", content)[1])):
-            digits, font = fonts[name] if name else (digits, font)
-            text += "".join(font.get(int(codes[k : k + digits], 16), "?") for k in range(0, len(codes), digits))
-            bitmaps += picture in pictures
-        pages.append((tight(text), bitmaps))
-    return pages
+    return [(tight(page.extract_text()), len(page.images)) for page in PdfReader(path).pages]
 
 
 class Browser:
