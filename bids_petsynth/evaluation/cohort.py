@@ -80,6 +80,11 @@ class Cohort:
         """Whether a model in use was trained on simulated PET."""
         return any(model.get("DemonstrationModel") for model in self.models)
 
+    @property
+    def model_names(self) -> str:
+        """Names and versions of the models in use, for people; empty where nothing is done."""
+        return ", ".join(dict.fromkeys(f"{m.get('Name', '?')} {m.get('Version', '')}".strip() for m in self.models))
+
     @cached_property
     def first(self) -> pd.MultiIndex:
         """The first scan of every participant."""

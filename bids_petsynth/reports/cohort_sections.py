@@ -118,12 +118,13 @@ def values_section(cohort: Cohort, inputs: Mapping[str, Mapping[str, float]] | N
         return Section("values", "Clinical and blood values")
     sentences, figures, tables = [], [], []
     if inputs is None:
-        made = ", ".join(dict.fromkeys(f"{m.get('Name', '?')} {m.get('Version', '')}".strip() for m in cohort.models))
         sentences.append(
-            f"These scans were made by {made}, which is not the model that this report was made with: what it takes, "
-            "and who is outside of what it was trained on, is left out. Run group again with --model and its folder."
+            f"These scans were made by {cohort.model_names}, which is not the model that this report was made with: "
+            "what it takes, and who is outside of what it was trained on, is left out. Run group again with --model "
+            "and its folder."
         )
-    frame = view.missing_values(cohort, inputs)
+    of_model = inputs or {}
+    frame = view.missing_values(cohort, of_model)
     if len(frame):
         tables.append(Table("values", "Values that are known", frame, "Of each participant's first scan"))
         shares = pd.DataFrame({"all": frame.set_index("variable")["share"]})
@@ -147,7 +148,7 @@ def values_section(cohort: Cohort, inputs: Mapping[str, Mapping[str, float]] | N
         )
     else:
         sentences.append("No clinical or blood value of any participant was found in the dataset's tables.")
-    outside = view.outside_training(cohort, inputs or {})
+    outside = view.outside_training(cohort, of_model)
     limit = f"{numbers()['training_sd']:g} SD from the mean of the model's training people"
     if len(outside):
         sentences.append(
@@ -159,7 +160,7 @@ def values_section(cohort: Cohort, inputs: Mapping[str, Mapping[str, float]] | N
         sentences.append(f"No participant has a value more than {limit}.")
     plasma = view.positivity_by_plasma(cohort)
     if len(plasma):
-        circular = [m for m in dict.fromkeys(plasma["marker"]) if m in (inputs or {})]
+        circular = [m for m in dict.fromkeys(plasma["marker"]) if m in of_model]
         note = "Spearman's r with the Centiloid; area under the ROC curve of the marker for synthetic positivity"
         tables.append(Table("plasma", "Plasma markers against synthetic amyloid", plasma, note))
         if circular:

@@ -279,10 +279,10 @@ def model_inputs(folder: Path | None, cohort: Cohort) -> dict[str, dict[str, flo
 def held_out_figures(folder: Path | None, cohort: Cohort) -> pd.DataFrame:
     """What the card of the model in use says of the people that were kept from its training, and of their mean.
 
-    Empty where the outputs are of another model (see :func:`made_by`), or its card has no such table.
+    Empty where there are no outputs or they are of another model (see :func:`made_by`), or its card has no such table.
     """
     found = made_by(folder, cohort)
-    if found is None:
+    if found is None or not cohort.models:
         return pd.DataFrame()
     folder, about = found
     lines = (folder / "MODEL_CARD.md").read_text(encoding="utf-8").splitlines()
@@ -303,14 +303,13 @@ def facts(cohort: Cohort, cases: list[Case], plan: Plan) -> list[tuple[str, str]
     """What stands at the top of the report."""
     from bids_petsynth import __version__
 
-    models = [f"{m.get('Name', '?')} {m.get('Version', '')}".strip() for m in cohort.models]
     people = len({case.participant for case in cases})
     done = cohort.synthetic.index.get_level_values("participant_id").nunique() if len(cohort.synthetic) else 0
     return [
         ("participants in the dataset", str(people)),
         ("with synthetic PET", str(done)),
         ("tracers", ", ".join(cohort.tracers) or "none"),
-        ("model", ", ".join(dict.fromkeys(models)) or "none"),
+        ("model", cohort.model_names or "none"),
         ("bids-petsynth", __version__),
         ("made", pd.Timestamp.now().strftime("%Y-%m-%d")),
     ]
