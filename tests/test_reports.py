@@ -211,6 +211,14 @@ def test_reports_only_makes_the_same_without_touching_images(out, tmp_path, caps
     assert "sub-nobody" in capsys.readouterr().err
 
 
+def test_another_models_ranges_are_not_shown_and_the_caption_says_so(out, tmp_path):
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    assert "Grey: where the people lie" in Page(copy / "sub-alone.html").seen
+    seen = Page(write_report(copy, "alone", tmp_path / "another model")).seen
+    assert "Grey: where" not in seen and "not of the model that made this PET" in seen
+
+
 def test_methods_name_only_what_ran(out, tmp_path, capsys):
     text = methods(read_participant(out, "alone"))
     assert text is not None

@@ -48,7 +48,9 @@ def regional(pet: Pet, ranges: Mapping[str, Row]) -> Figure:
         f"and right, with 95 % intervals. {said} The numbers are in {pet.tracer.name}'s table _suvr.tsv."
     )
     caption = "Regional SUVR with 95 % predictive intervals (lines); the dotted line is the reference region." + (
-        " Grey: where the people lie that the model was trained on." if ranges else ""
+        " Grey: where the people lie that the model was trained on."
+        if ranges
+        else " No range of training people: the model folder given is not of the model that made this PET, or has none."
     )
     return Figure("regions", svg(canvas), alt, caption)
 
