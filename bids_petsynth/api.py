@@ -19,7 +19,7 @@ from bids_petsynth.bids.sink import Sink
 from bids_petsynth.clinical.language import Prompt, TextOptions
 from bids_petsynth.clinical.limits import untold
 from bids_petsynth.clinical.variables import variables as clinical_variables
-from bids_petsynth.models.conditioning import is_pet, taken_sources, used_variables
+from bids_petsynth.models.conditioning import is_pet, used_variables
 from bids_petsynth.models.folder import Model
 from bids_petsynth.models.recipe import DiffusionSpec
 from bids_petsynth.models.sensitivity import moved_by
@@ -259,7 +259,7 @@ def synthesis_of(model: Model, seed: int, n_draws: int, target: str = "", given:
     recipe, process = model.recipe, model.recipe.process
     spec, net = recipe.conditioning, recipe.network
     images = [name for name, image in (("T1w", "t1w"), ("label probabilities", "labels")) if image in spec.images]
-    scans = taken_sources(spec, {"T1w", *given}, target)
+    scans = model.taken({"T1w", *given}, target)
     values = [("clinical values", spec.numeric and spec.variables), ("text", spec.text is not None)]
     added = [
         (f"{net.attention} attention", net.attention != "none"),

@@ -65,4 +65,7 @@ def small_model(recipe: Recipe | None = None, trained: bool = True, classes: int
         heads=("phantom",),
         demonstration=True,
         card="# Card of a test model\n",
+        scaling=dict.fromkeys(
+            recipe.conditioning.sources, ((0.5,) * recipe.latent_channels, (0.6,) * recipe.latent_channels)
+        ),
     )

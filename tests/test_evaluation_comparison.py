@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -93,8 +94,6 @@ def test_comparisons_are_kept_and_made_again_when_the_scan_changes(world):
 
 def test_a_scan_that_cannot_be_read_is_a_sentence_and_is_remembered(world):
     _, out, case, scan, real = world
-    from dataclasses import replace
-
     broken = real.path.with_name("broken_pet.nii.gz")
     broken.write_bytes(b"nothing")
     todo, _ = jobs([scan], pair([case], [replace(real, path=broken)]), out_dir=out)
@@ -111,9 +110,25 @@ def test_what_the_field_of_view_misses():
     assert covered_codes(labels, covered) == {7}
 
 
-def test_an_output_that_is_gone_is_a_sentence(world, tmp_path):
-    from dataclasses import replace
+def test_what_the_field_of_view_cuts_off_is_not_taken_for_no_uptake(world):
+    """A scan of 1 in the whole brain that misses the lowest planes of the brain."""
+    _, _, _, scan, real = world
+    (pet,) = scan.pets
+    image = nib.load(real.path)
+    labels = written_anatomy(scan, pet).labels
+    first = int(np.flatnonzero((labels > 0).any((0, 1)))[0]) + 5
+    affine = image.affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, first], [0, 0, 0, 1.0]])
+    short = real.path.with_name(f"short_{real.path.name}")
+    nib.save(nib.Nifti1Image(np.where(labels[..., first:] > 0, 500, 100).astype(np.float32), affine), short)
+    found, _ = compare(scan, pet, replace(real, path=short), None, None, 0)
+    cut = {row["name"] for row in pet.regions if CODES.get(row["name"]) in np.unique(labels[..., :first])}
+    assert len(cut & set(found.real)) > 10, "regions that are cut and still measured"
+    assert list(found.real.values()) == pytest.approx([1.0] * len(found.real), abs=1e-3)
+    whole = {row["name"]: float(row["suvr"]) for row in reversed(pet.regions) if row["suvr"] != "n/a"}
+    assert any(abs(found.synthetic[name] - whole[name]) > 1e-3 for name in found.synthetic)
 
+
+def test_an_output_that_is_gone_is_a_sentence(world, tmp_path):
     _, _, _, scan, real = world
     (pet,) = scan.pets
     with pytest.raises(InputError, match="run the level participant again"):

@@ -23,6 +23,7 @@ from bids_petsynth.evaluation.statistics import (
     resamples,
 )
 from bids_petsynth.evaluation.uncertainty import Predictive, auc, from_intervals
+from bids_petsynth.pet.intervals import predictive
 
 NAMES = ["left_precuneus", "right_precuneus", "pons", "centiloid_like"]
 
@@ -240,9 +241,21 @@ def test_coverage_of_right_and_of_narrow_intervals():
     table = calibration.coverage_table(pairs(truth, np.ones(1500)), {}).set_index("figure")
     for level in (50, 80, 95):
         assert table.loc["target", f"coverage{level}"] == pytest.approx(level / 100, abs=0.035)
-    assert table.loc["target", "spread_skill"] == pytest.approx(1, abs=0.1)
     narrow = calibration.coverage_table(pairs(truth, np.ones(1500), sd=0.05), {}).set_index("figure")
     assert narrow.loc["target", "spread_skill"] < 0.6 and narrow.loc["target", "coverage95"] < 0.85
+
+
+@pytest.mark.parametrize("m", [3, 4, 8, 256])
+def test_spread_over_skill_of_right_draws_is_one_whatever_their_number(m):
+    rng = np.random.default_rng(m)
+    truth, draws = rng.normal(1.2, 0.2, 4000), rng.normal(1.2, 0.2, (4000, m))
+    found = [predictive(one) for one in draws]
+    own = pairs(truth, draws.mean(1))
+    ends = {f"{end}{level}": i for level in (80, 95) for i, end in enumerate(("low", "high"))}
+    for name, end in ends.items():
+        own.intervals[name][own.target] = [getattr(one, f"interval{name[-2:]}")[end] for one in found]
+    table = calibration.coverage_table(own, {}).set_index("figure")
+    assert table.loc["target", "spread_skill"] == pytest.approx(1, abs=0.05)
 
 
 def test_probabilities_that_are_right_reach_the_floor():

@@ -151,6 +151,6 @@ def test_figure_of_the_maps_tells_its_numbers():
     maps = VoxelwiseMaps()
     for _ in range(6):
         maps.add(0.25 + 0.01 * rng.standard_normal(grid.shape))
-    found = voxelwise_figure(maps.maps(), grid, "FDG", maps.people)
+    found = voxelwise_figure(maps.maps(), grid, "FDG", maps.people, maps.people)
     assert "+0.250 SUVR on average" in found.alt and "100% of the brain differs" in found.alt
     assert found.content.startswith(b"\xff\xd8") and "6 people" in found.caption

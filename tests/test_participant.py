@@ -109,7 +109,19 @@ def test_a_rerun_does_only_what_changed(run, example, tmp_path, capsys):
     words = [*FULL, "--tracer", "AV45"]
     assert main([str(bids), str(out), *words]) == 0
     assert {p: p.stat().st_mtime_ns for p in out.rglob("sub-*.nii.gz")} == images
-    assert {r["status"] for r in rows(out / "status.tsv")} == {"done"}
+    told = rows(out / "status.tsv")
+    assert {r["status"] for r in told} == {"done"}
+    # a scan that cannot be read for a while is as it was when it can be read again
+    (scan,) = bids.glob("sub-positive/anat/*_T1w.nii.gz")
+    kept = scan.rename(tmp_path / "kept.nii.gz")
+    scan.symlink_to("nowhere.nii.gz")
+    assert main([str(bids), str(out), *words]) == 1
+    assert "Probability of amyloid" not in (out / "sub-positive.html").read_text()
+    scan.unlink()
+    kept.rename(scan)
+    assert main([str(bids), str(out), *words]) == 0
+    assert rows(out / "status.tsv") == told
+    assert "Probability of amyloid" in (out / "sub-positive.html").read_text()
     table = bids / "participants.tsv"
     lines = table.read_text().splitlines()
     changed = [line if not line.startswith("sub-positive") else _with_age(lines[0], line, "70") for line in lines]

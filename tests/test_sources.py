@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -50,6 +51,14 @@ def anatomy() -> Anatomy:
 )
 def test_what_is_taken_of_what_is_there(fusion, there, target, taken):
     assert taken_sources(ConditioningSpec(sources=SOURCES, fusion=fusion), there, target) == taken
+
+
+@pytest.mark.parametrize(("fusion", "taken"), [("attention", ("T1w", "AV45")), ("concatenation", ("AV45",))])
+def test_what_training_did_not_see_is_not_taken(fusion, taken):
+    model = small_model(recipe_with(fusion))
+    seen = {name: model.scaling[name] for name in ("T1w", "AV45")}
+    assert replace(model, scaling=seen).taken({"T1w", "FDG", "T2w", "AV45"}, "FDG") == taken
+    assert replace(model, scaling=seen).taken({"T1w", "FDG", "T2w", "AV45"}, "AV45") == ("T1w",)
 
 
 @pytest.mark.parametrize("fusion", ["attention", "concatenation"])

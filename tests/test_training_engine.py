@@ -11,6 +11,7 @@ import sys
 import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,7 +82,17 @@ def test_a_killed_run_goes_on_to_the_same_end(tmp_path):
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
-def test_short_of_memory_it_goes_on_in_parts_and_says_so(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no room"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+    ids=["allocator", "driver", "library", "CPU"],
+)
+def test_short_of_memory_it_goes_on_in_parts_and_says_so(tmp_path, capsys, error):
     torch.manual_seed(0)
     nets = [torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)]
     nets[1].load_state_dict(nets[0].state_dict())
@@ -90,7 +101,7 @@ def test_short_of_memory_it_goes_on_in_parts_and_says_so(tmp_path, capsys):
 
     def tight(step, rng, share):
         if share.count(6) > 2:
-            raise torch.OutOfMemoryError("no room")
+            raise error
         return line(nets[1])(step, rng, share)
 
     loop = Loop(nets[1], tight, spec(), tmp_path / "tight")
@@ -98,6 +109,10 @@ def test_short_of_memory_it_goes_on_in_parts_and_says_so(tmp_path, capsys):
     assert loop.state.parts == 4
     torch.testing.assert_close(nets[1].weight, nets[0].weight, rtol=1e-4, atol=1e-5)
     assert capsys.readouterr().err.count("Out of memory") == 2
+    # more processes that take it up each have a share
+    loop.save()
+    loop.fabric = SimpleNamespace(world_size=6)
+    assert loop.resume() and loop.state.parts == 1
 
 
 @pytest.mark.parametrize("whose", ["network", "critic"])

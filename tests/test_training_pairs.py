@@ -81,6 +81,27 @@ def test_the_pool_moves_on_and_is_the_same_after_a_restart():
     assert torch.equal(again.batch(20, 3, torch.Generator().manual_seed(20)).latents, batch.latents)
 
 
+def test_people_made_ahead_are_the_same():
+    made = []
+
+    def make(number):
+        made.append(number)
+        return fake_case(number)
+
+    pools = [
+        Pool(case, lambda pet: pet[:, None], 4, 6, 2, ("AV45", "FDG"), ahead=ahead)
+        for case, ahead in ((make, 3), (fake_case, 0))
+    ]
+    for step in range(30):
+        ahead, plain = (pool.batch(step, 3, torch.Generator().manual_seed(step)) for pool in pools)
+        assert torch.equal(ahead.latents, plain.latents) and ahead.records == plain.records
+    # at step 29 people up to 17 belong to the pool
+    assert max(pools[0]._coming) == 20 and min(pools[0]._coming) >= pools[0].numbers(29).start
+    for coming in pools[0]._coming.values():
+        coming.result()
+    assert max(made) == 20 and len(made) == len(set(made))
+
+
 def test_prepared_arrays_must_fit_the_recipe(tmp_path):
     heads = phantom_heads()
     assert load_heads(save(heads, tmp_path / "a.npz"), recipe_here()).names == heads.names

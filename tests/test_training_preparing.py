@@ -150,4 +150,5 @@ def test_each_process_prepares_its_part_before_all_read_everything(tmp_path, mon
         found.append(preparing.prepare_together(process, pair(cases, pets), cases, None, read, how, lambda line: None))
         assert process.waited
     assert sorted(worked[0] + worked[1]) == [case.label for case in cases] and len(worked[0]) == 3
+    assert phase == "pairs" or found[0][2][0] == (cases[0].participant, Path(f"{cases[0].label}.npz"))
     assert found[0] == found[1] and len(found[0][0 if phase == "pairs" else 2]) == 5

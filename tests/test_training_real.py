@@ -112,6 +112,17 @@ def test_people_are_split_whole_and_evenly(seed):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
+def test_who_is_held_out_mostly_stays_so_when_people_are_added(seed):
+    """A model that is adapted must not be measured on people that it was trained on."""
+    more = [Stored(f"new{number}", None, {"AV45": None}, {}, 80.0) for number in range(6)]
+    before, after = (
+        {s.participant for s in split_people(people, 0.2, seed)[1]} for people in (crowd(), crowd() + more)
+    )
+    trained_on = {stored.participant for stored in crowd()} - before
+    assert len(after & trained_on) <= 1
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_small_site_is_on_both_sides(seed):
     """Sites of four and of 36 people: by chance alone the small one would be missed in four splits of ten."""
     people = [replace(stored, site="small" if int(stored.participant) % 10 == 3 else "large") for stored in crowd()]

@@ -106,3 +106,8 @@ def entities_of(path: Path) -> dict[str, str]:
     """Entities of a BIDS name by their short keys; the last part, the suffix, has the key ``suffix``."""
     *pairs, suffix = stem(path).split("_")
     return dict(pair.split("-", 1) for pair in pairs if "-" in pair) | {"suffix": suffix}
+
+
+def natural_order(label: str) -> list[tuple[int, str]]:
+    """Key that sorts ses-M6 before ses-M12 and AV45 before AV1451, as nireports does."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"([0-9]+)", label)]

@@ -171,12 +171,15 @@ def run(arguments: argparse.Namespace) -> int:
     if first and lone:
         tell_pairs()
         say("\n".join(lone.values()))
+    # another session of theirs would be pre-trained on
+    held = {stored.participant for stored in outside}
+    unpaired = [head for participant, head in unpaired if participant not in held]
     used = sorted({tracer for stored in inside for tracer in stored.scans}, key=tracers.index)
     training = recipe.training.model_copy(update={"seed": arguments.random_seed})
     drawn = (*used, *(other for other in recipe.tracers if not is_pet(other)))
     recipe = recipe.model_copy(update={"name": name, "tracers": drawn, "training": training})
     about = describe(inside, outside, recipe, arguments.licence)
-    ground = SiteGround(inside, outside, recipe, about, arguments.command, tuple(unpaired))
+    ground = SiteGround(inside, outside, recipe, about, arguments.command, unpaired)
     ours = [[stored.identity for stored in people] for people in (inside, outside)]
     heads = [path.name for path in unpaired]
     content = [recipe.model_dump(mode="json"), ours, heads, begin and begin.fingerprint]

@@ -35,7 +35,7 @@ def coverage_table(pairs: Pairs, groupings: Mapping[str, pd.Series]) -> pd.DataF
     """Coverage, width, scores and spread over skill of the target and of all regions, over everybody and by group.
 
     ``crps`` is that of the Student-t; ``fair_crps`` that of the single draws where they were written. ``spread_skill``
-    is the root of the mean predictive variance over the root mean square error of the mean (1: right).
+    is the root of the mean square error that the spread promises over that of the mean of the draws (1: right).
     """
     if not len(pairs):
         return pd.DataFrame()
@@ -83,9 +83,11 @@ def _draw_scores(pairs: Pairs) -> np.ndarray:
 
 
 def _spread_skill(part: Predictive, truth: np.ndarray, counts: np.ndarray | None) -> dict[str, float]:
-    """Variance of a Student-t is scale² ν / (ν - 2); with two degrees of freedom or fewer there is none."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        variance = np.where(part.freedom > 2, part.scale**2 * part.freedom / (part.freedom - 2), np.nan)
+    """The squared scale, s² (1 + 1/M), is what the squared error of the mean of M right draws is on average.
+
+    The variance of the Student-t is larger by ν / (ν - 2), for it does not know the spread.
+    """
+    variance = part.scale**2
     error = np.where(np.isfinite(variance), (truth - part.location) ** 2, np.nan)
     both = np.column_stack([_mean(variance), _mean(error)])
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -110,16 +112,19 @@ def _all(values: np.ndarray) -> float:
 
 
 def reliability_table(pairs: Pairs) -> pd.DataFrame:
-    """Bins of predicted probability of positivity against the share of positive real scans, with Wilson's intervals."""
+    """Bins of predicted probability of positivity against the share of positive real scans, with Wilson's intervals.
+
+    There are none where participants share an independent unit.
+    """
     from statsmodels.stats.proportion import proportion_confint
 
     probability, outcome = _status(pairs)
     names = ["tracer", "n", "probability", "share", "share_low", "share_high"]
     if not len(probability):
         return pd.DataFrame(columns=names)
-    rows = []
+    rows, alone = [], pairs.clusters.is_unique
     for size, said, seen in reliability(probability, outcome):
-        low, high = proportion_confint(round(seen * size), int(size), method="wilson")
+        low, high = proportion_confint(round(seen * size), int(size), method="wilson") if alone else (np.nan, np.nan)
         rows.append([pairs.tracer, int(size), said, seen, low, high])
     return pd.DataFrame(rows, columns=names)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from bids_petsynth.bids.dataset import DONE, FAILED
-from bids_petsynth.bids.naming import output_path
+from bids_petsynth.bids.naming import natural_order, output_path
 from bids_petsynth.bids.tables import dataset_rows, read_tsv
 from bids_petsynth.clinical.records import read_record
 from bids_petsynth.clinical.text import is_missing
@@ -54,6 +54,8 @@ class Cohort:
         By scan: date of the T1w scan, NaT if unknown.
     models
         ``Model`` entries of the sidecars, each with ``DemonstrationModel``.
+    taken
+        Canonical variables that these models take, known or not, as the sidecars tell.
     sentences
         What is odd about the dataset's tables.
     """
@@ -66,6 +68,7 @@ class Cohort:
     status: pd.DataFrame
     dates: pd.Series
     models: Sequence[Mapping[str, Any]] = ()
+    taken: Sequence[str] = ()
     simulated: bool = False
     sentences: Sequence[str] = ()
     volumes: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -93,7 +96,7 @@ class Cohort:
     def once(self, frame: pd.DataFrame, tracer: str | None = None) -> pd.DataFrame:
         """The rows of the participants' first scans (that have the tracer), indexed by scan, one per participant.
 
-        First by date where all dates of the participant are known, else by session label.
+        First by date where all dates of the participant are known, else by session label (M6 before M12).
         """
         if tracer is not None:
             if tracer not in frame.index.get_level_values("tracer"):
@@ -103,8 +106,20 @@ class Cohort:
         date = pd.Series(self.dates.reindex(frame.index).to_numpy())
         known = date.notna().groupby(order["participant_id"]).transform("all")
         order = order.assign(date=date.where(known), place=range(len(order)))
-        order = order.sort_values(["participant_id", "date", "session_id"], kind="stable")
+        order = in_order(order, ["participant_id", "date", "session_id"])
         return frame.iloc[order.drop_duplicates("participant_id")["place"].to_numpy()]
+
+
+def in_order(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Rows sorted by columns, labels of sessions so that M6 comes before M12."""
+
+    def key(column: pd.Series) -> pd.Series:
+        if column.name != "session_id":
+            return column
+        rank = {label: place for place, label in enumerate(sorted(set(column), key=natural_order))}
+        return column.map(rank)
+
+    return frame.sort_values(list(columns), kind="stable", key=key)
 
 
 def read_cohort(
@@ -131,7 +146,7 @@ def read_cohort(
         Whether the dataset says that it is simulated.
     """
     measured, figures, anatomy, volumes = {}, {name: {} for name in FIGURES}, {}, {}
-    status, models = [], {}
+    status, models, taken = [], {}, {}
     for scan in scans:
         key = _key(scan.case)
         if scan.about:
@@ -145,6 +160,7 @@ def read_cohort(
                 values[where] = {region["name"]: _number(region.get(name)) for region in _unique(pet.regions)}
             about = {**pet.about.get("Model", {}), "DemonstrationModel": bool(pet.about.get("DemonstrationModel"))}
             models[str(about)] = about
+            taken |= dict.fromkeys(pet.conditioning)
             status.append((*where, DONE, " ".join(scan.warnings)))
         status += [(*key, tracer, FAILED, reason) for tracer, reason in scan.failures.items()]
     seen = {_key(scan.case) for scan in scans}
@@ -173,6 +189,7 @@ def read_cohort(
         status=pd.DataFrame(status, columns=[*PET, "status", "reason"]),
         dates=pd.Series(pd.DatetimeIndex(stamps), index=_index(keys, SCAN)),
         models=tuple(models.values()),
+        taken=tuple(taken),
         simulated=simulated,
         sentences=tuple(sentences),
         volumes=_frame(volumes, SCAN, keys).astype(float),

@@ -19,6 +19,7 @@ import numpy as np
 from bids_petsynth.anatomy.alignment import template_grid
 from bids_petsynth.anatomy.regions import lookup
 from bids_petsynth.anatomy.volume import Volume, resample
+from bids_petsynth.bids.sidecars import has_regional_part
 from bids_petsynth.errors import InputError
 from bids_petsynth.evaluation.groups import numbers
 from bids_petsynth.evaluation.image import image_figures
@@ -152,12 +153,16 @@ def compare(
     brain = anatomy.labels > 0
     names = {code: name for code, name, _, _ in lookup()}
     seen = covered_codes(anatomy.labels, made.covered)
-    measured = [quantify(v[None], anatomy.labels, anatomy.grid, pet.tracer) for v in (mean, made.suvr)]
-    synthetic, true = (regional(result, seen) for result in measured)
+    # the real scan is 0 beyond its field of view: where that cuts a region, both are measured in what is left of it
+    labels = np.where(made.covered, anatomy.labels, 0)
+
+    def measured(volume: np.ndarray) -> dict[str, float]:
+        return regional(quantify(volume[None], labels, anatomy.grid, pet.tracer), seen)
+
+    synthetic, true = measured(mean), measured(made.suvr)
     draws: dict[str, list[float]] = {}
     for path in drawn(pet):
-        one = quantify(voxels(path, scan.case.label)[None], anatomy.labels, anatomy.grid, pet.tracer)
-        for name, value in regional(one, seen).items():
+        for name, value in measured(voxels(path, scan.case.label)).items():
             draws.setdefault(name, []).append(value)
     missing = [names[code] for code in np.unique(anatomy.labels) if code and code not in seen]
     notes = (*made.notes, f"Not in the real field of view: {', '.join(missing)}.") if missing else made.notes
@@ -238,7 +243,13 @@ def centiloid_of(pet: Pet, suvr: float | None) -> float | None:
 
 
 def drawn(pet: Pet) -> list[Path]:
-    """Images of the single draws, where they were written."""
+    """Images of the single draws, where they were written and are independent of each other.
+
+    Those of a model with a regional part are not (``models.regional.representative``), and a score that takes them as
+    such would be up to a fifth too small.
+    """
+    if has_regional_part(pet.about["Model"]["Process"]):
+        return []
     return sorted(pet.mean.parent.glob(pet.mean.name.replace("synthMean", "synth[0-9]*")))
 
 

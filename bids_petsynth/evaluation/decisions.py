@@ -104,7 +104,7 @@ def compare(
     classes: Sequence[str],
     folds: int,
 ) -> list[dict[str, Any]]:
-    """Differences of the areas of every two of S classifiers ``(S, N, K)``: DeLong's test, Holm over all of the rows.
+    """Differences of the areas of every two of S classifiers ``(S, N, K)``: DeLong's test.
 
     Of two classes only the second is compared, for the first gives the same. A class that too few independent units
     have is left out.
@@ -113,11 +113,9 @@ def compare(
     -----
     ``p_delong`` takes the out-of-fold probabilities as if one classifier had made them. They come from ``folds``
     classifiers that were trained on each other's test people, so on null data areas vary more than twice as much as
-    DeLong's variance says. The interval, ``p`` and ``p_holm`` have the variance of Nadeau & Bengio (Mach. Learn. 52
+    DeLong's variance says. The interval and ``p`` have the variance of Nadeau & Bengio (Mach. Learn. 52
     (2003) 239), larger by ``1 + folds · n_test / n_train``; they err toward no difference where effects are large.
     """
-    from statsmodels.stats.multitest import multipletests
-
     rows = []
     for k, label in list(enumerate(classes))[1 if len(classes) == 2 else 0 :]:
         try:
@@ -130,9 +128,6 @@ def compare(
             row = {"features": names[a], "compared_with": names[b], "class": label, "difference": delta}
             row |= {"difference_low": low, "difference_high": high, "p_delong": found.difference(a, b)[3], "p": p}
             rows.append(row)
-    if rows:
-        for row, p in zip(rows, multipletests([row["p"] for row in rows], method="holm")[1], strict=True):
-            row["p_holm"] = float(p)
     return rows
 
 

@@ -21,7 +21,7 @@ from bids_petsynth.evaluation.decisions import (
 )
 from bids_petsynth.evaluation.folds import Table, fit
 from bids_petsynth.evaluation.leakage import single_columns
-from bids_petsynth.evaluation.statistics import bootstrap
+from bids_petsynth.evaluation.statistics import bootstrap, holm
 from bids_petsynth.evaluation.study import BLOOD, REAL, SYNTHETIC, T1W, Study, admit, combined, title
 
 #: Classifiers of real PET on real, of synthetic PET on synthetic.
@@ -114,7 +114,8 @@ def diagnose(
         )
     ]
     if comparisons:
-        tables["comparison"] = pd.DataFrame(comparisons)
+        frame = pd.DataFrame(comparisons)
+        tables["comparison"] = frame.assign(p_holm=holm(frame["p"].to_numpy(float)))
     if {SYNTHETIC, REAL} <= set(study.sources):
         tables |= _between(study, kinds, n_bootstrap, seed)
     if conditioning is not None:

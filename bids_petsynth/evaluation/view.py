@@ -5,14 +5,15 @@ Functions take a :class:`~bids_petsynth.evaluation.cohort.Cohort` and return tab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
 from bids_petsynth.clinical.variables import variables
-from bids_petsynth.evaluation.cohort import PET, SCAN, Cohort
+from bids_petsynth.evaluation.agreement import counts_of, means
+from bids_petsynth.evaluation.cohort import PET, SCAN, Cohort, in_order
 from bids_petsynth.evaluation.groups import numbers
 from bids_petsynth.evaluation.regional import bland_altman
 from bids_petsynth.evaluation.statistics import holm, mean_interval
@@ -95,72 +96,68 @@ def scalars(cohort: Cohort, name: str) -> pd.DataFrame:
     return out
 
 
-def by_group(cohort: Cohort, groupings: Mapping[str, pd.Series]) -> pd.DataFrame:
+def by_group(cohort: Cohort, groupings: Mapping[str, pd.Series], clusters: pd.Series) -> pd.DataFrame:
     """Centiloid and regional SUVR by group, of each participant's first scan.
 
     ``p`` is that of Welch's analysis of variance over the groups that are large enough, Holm-corrected over the figures
-    of a tracer and grouping.
+    of a tracer and grouping. Where participants share an independent unit (``clusters``, by scan) there is no p, and
+    intervals are resampled by units.
     """
-    from statsmodels.stats.oneway import anova_oneway
-
     rows = []
     for name in cohort.tracers:
         figures = scalars(cohort, name)
         figures = figures.loc[cohort.once(cohort.synthetic, name).index]
+        units = clusters.reindex(figures.index)
         for grouping, group in groupings.items():
             mine = group.reindex(figures.index)
-            ps = []
+            own, ps = [], []
             for figure in figures:
-                parts = {
-                    level: values.dropna().to_numpy() for level, values in figures[figure].groupby(mine[mine != ""])
-                }
-                large = [part for part in parts.values() if len(part) >= numbers()["least_group"] and np.ptp(part) > 0]
-                p = anova_oneway(large, use_var="unequal").pvalue if len(large) > 1 else np.nan
-                ps.append(float(p))
+                values = figures[figure].dropna()
+                parts = dict(tuple(values.groupby(mine[mine != ""])))
                 for level, part in parts.items():
-                    if len(part):
-                        low, high = mean_interval(part)
-                        sd = part.std(ddof=1) if len(part) > 1 else np.nan
-                        rows.append(
-                            [
-                                name,
-                                grouping,
-                                level,
-                                figure,
-                                len(part),
-                                part.mean(),
-                                sd,
-                                low,
-                                high,
-                                np.median(part),
-                                len(ps),
-                            ]
-                        )
+                    ends = _mean_interval(part, units)
+                    own.append([level, figure, len(part), part.mean(), part.std(), *ends, part.median(), len(ps)])
+                ps.append(_welch([part.to_numpy() for part in parts.values()]) if units.is_unique else np.nan)
             corrected = holm(np.array(ps))
-            for row in rows:
-                if row[0] == name and row[1] == grouping:
-                    row[-1] = corrected[row[-1] - 1]
+            rows += [[name, grouping, *row[:-1], corrected[row[-1]]] for row in own]
     names = ["tracer", "grouping", "group", "figure", "n", "mean", "sd", "mean_low", "mean_high", "median", "p_holm"]
     return pd.DataFrame(rows, columns=names)
 
 
-def missing_values(cohort: Cohort, used: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """How many participants (first scan) have each variable that somebody has or that the model takes."""
+def _welch(parts: list[np.ndarray]) -> float:
+    """p of Welch's analysis of variance over the groups that are large enough; NaN if fewer than two are."""
+    from statsmodels.stats.oneway import anova_oneway
+
+    large = [part for part in parts if len(part) >= numbers()["least_group"] and np.ptp(part) > 0]
+    return float(anova_oneway(large, use_var="unequal").pvalue) if len(large) > 1 else float("nan")
+
+
+def _mean_interval(values: pd.Series, units: pd.Series) -> tuple[float, float]:
+    """Interval of the mean: Student's of people who are independent, resampled by ``units`` of others."""
+    if units.is_unique:
+        return mean_interval(values.to_numpy())
+    found = means(values.to_numpy()[:, None], counts_of(units[values.index].to_numpy()))
+    return float(found.low[0]), float(found.high[0])
+
+
+def missing_values(cohort: Cohort, taken: Collection[str] = ()) -> pd.DataFrame:
+    """How many participants (first scan) have each variable that somebody has or that the model takes (``taken``)."""
     records = cohort.records.loc[cohort.first]
-    names = [n for n in variables() if n in records.columns or n in (used or {})]
+    names = [n for n in variables() if n in records.columns or n in taken]
     rows = []
     for name in names:
         known = int(records[name].notna().sum()) if name in records else 0
         share = known / len(records) if len(records) else np.nan
-        rows.append([name, variables()[name].unit.name, known, len(records), share, name in (used or {})])
+        rows.append([name, variables()[name].unit.name, known, len(records), share, name in taken])
     return pd.DataFrame(rows, columns=["variable", "unit", "known", "n", "share", "model_input"])
 
 
-def positivity_by_plasma(cohort: Cohort) -> pd.DataFrame:
+def positivity_by_plasma(cohort: Cohort, clusters: pd.Series) -> pd.DataFrame:
     """Plasma markers against synthetic amyloid, over participants' first scans.
 
     Spearman's r with the Centiloid, and the area under the ROC curve of the marker for synthetic positivity at the
     default cut-off (its sign turned where the marker falls with amyloid). Circular where the synthesis used the marker.
+    There is no p where participants share an independent unit (``clusters``, by scan).
     """
     from scipy import stats
 
@@ -170,6 +167,7 @@ def positivity_by_plasma(cohort: Cohort) -> pd.DataFrame:
             continue
         frame = cohort.once(cohort.synthetic, name)
         load = frame["centiloid_approximate"].astype(float)
+        alone = clusters.reindex(frame.index).is_unique
         for marker in cohort.records:
             if variables()[marker].kind != "plasma":
                 continue
@@ -181,26 +179,35 @@ def positivity_by_plasma(cohort: Cohort) -> pd.DataFrame:
             positive = y > default_cutoff().centiloid
             sign = -1 if r < 0 else 1
             area = auc(sign * x, positive) if varies else np.nan
-            p = float(p) if len(x) >= numbers()["least_group"] else np.nan
+            p = float(p) if len(x) >= numbers()["least_group"] and alone else np.nan
             rows.append([name, marker, len(x), int(positive.sum()), float(r), p, area])
     frame = pd.DataFrame(rows, columns=["tracer", "marker", "n", "n_positive", "spearman_r", "p", "auc"])
     return frame.assign(p_holm=holm(frame["p"].to_numpy(float)))
 
 
-def tracer_agreement(cohort: Cohort) -> pd.DataFrame:
-    """Pairs of tracers of the same scans: Centiloid where both have one (with Bland–Altman), else target SUVR."""
+def of_both(cohort: Cohort, a: str, b: str) -> tuple[pd.DataFrame, bool]:
+    """``x`` and ``y``, the figure of two tracers in each participant's first scan that has both; if it is Centiloid."""
+    amyloid = all(tracer(t).target_class == "amyloid" for t in (a, b))
+    column = "centiloid_approximate" if amyloid else "target_suvr"
+    x, y = (cohort.synthetic[column].astype(float).xs(t, level="tracer") for t in (a, b))
+    return cohort.once(pd.concat([x, y], axis=1, keys=["x", "y"]).dropna()), amyloid
+
+
+def tracer_agreement(cohort: Cohort, clusters: pd.Series) -> pd.DataFrame:
+    """Pairs of tracers of one scan: Centiloid where both have one (with Bland–Altman), else target SUVR.
+
+    Of each participant the first scan that has both. The interval of the bias is resampled where participants share an
+    independent unit (``clusters``, by scan).
+    """
     rows = []
     for a, b in combinations(cohort.tracers, 2):
-        amyloid = all(tracer(t).target_class == "amyloid" for t in (a, b))
-        column = "centiloid_approximate" if amyloid else "target_suvr"
-        x, y = (cohort.once(cohort.synthetic, t)[column].astype(float) for t in (a, b))
-        both = pd.concat([x, y], axis=1, keys=["x", "y"]).dropna()
+        both, amyloid = of_both(cohort, a, b)
         x, y = both["x"].to_numpy(), both["y"].to_numpy()
         r = float(np.corrcoef(x, y)[0, 1]) if len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0 else np.nan
         row = [a, b, "centiloid" if amyloid else "target SUVR", len(x), r]
         if amyloid and len(x) > 2:
             found = bland_altman(y, x)
-            row += [found.mean, *found.mean_interval, *found.limits]
+            row += [found.mean, *_mean_interval(both["y"] - both["x"], clusters.reindex(both.index)), *found.limits]
         else:
             row += [np.nan] * 5
         rows.append(row)
@@ -227,7 +234,7 @@ def change(cohort: Cohort, frame: pd.DataFrame | None = None, columns: Mapping[s
         if len(several) < 2:
             continue
         dated = several["date"].notna().all()
-        several = several.sort_values(["date", "session_id"] if dated else ["session_id"], kind="stable")
+        several = in_order(several, ["date", "session_id"] if dated else ["session_id"])
         for (_, old), (_, new) in zip(several.iloc[:-1].iterrows(), several.iloc[1:].iterrows(), strict=True):
             years = (new["date"] - old["date"]).days / DAYS_PER_YEAR if dated else np.nan
             row = {"participant_id": person, "tracer": name, "from": old["session_id"], "to": new["session_id"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bids_petsynth.errors import ModelError
 from bids_petsynth.models.autoencoder import build_space
-from bids_petsynth.models.conditioning import Standardisation
+from bids_petsynth.models.conditioning import Standardisation, taken_sources
 from bids_petsynth.models.denoiser import Denoiser, DualDenoiser, build_denoiser
 from bids_petsynth.models.recipe import Recipe, parse_recipe, recipe_text
 from bids_petsynth.models.regional import RegionalFlow
@@ -88,6 +88,13 @@ class Model:
         shared = (self.latent_mean, self.latent_sd)
         pairs = [self.scaling.get(name, shared) for name in modalities]
         return tuple(torch.tensor(part, device=device)[..., None, None, None] for part in zip(*pairs, strict=True))
+
+    def taken(self, there: Collection[str], target: str) -> tuple[str, ...]:
+        """Which of the scans that a person has the network is given to draw ``target``, in the recipe's order.
+
+        Those of :func:`~bids_petsynth.models.conditioning.taken_sources` among the modalities that training saw.
+        """
+        return taken_sources(self.recipe.conditioning, [name for name in there if name in self.scaling], target)
 
 
 def build_regional(recipe: Recipe, classes: int) -> RegionalFlow | None:

@@ -20,7 +20,6 @@ from bids_petsynth.models.conditioning import (
     is_pet,
     record_matrix,
     standardise,
-    taken_sources,
     tracer_index,
 )
 from bids_petsynth.models.denoiser import Sources
@@ -297,13 +296,12 @@ class Synthesizer:
     def _given(self, scans: Mapping[str, Tensor], target: str) -> tuple[Tensor, Tensor] | tuple[()]:
         """The recipe's sources in standardised latents ``(1, S, C, x, y, z)`` and which are taken; none if it has none.
 
-        See :func:`taken_sources`.
+        See :meth:`Model.taken`.
         """
-        spec = self.model.recipe.conditioning
-        names = spec.sources
+        names = self.model.recipe.conditioning.sources
         if not names:
             return ()
-        taken = taken_sources(spec, scans, target)
+        taken = self.model.taken(scans, target)
         recipe, there = self.model.recipe, [name in taken for name in names]
         latents = torch.zeros(len(names), recipe.latent_channels, *recipe.latent_shape, device=self.device)
         if taken:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from bids_petsynth.clinical.variables import variables
 from bids_petsynth.evaluation import view
-from bids_petsynth.evaluation.cohort import SCAN, WAITING, Cohort
+from bids_petsynth.evaluation.cohort import PET, SCAN, WAITING, Cohort
 from bids_petsynth.evaluation.findings import Section, Table
 from bids_petsynth.evaluation.groups import numbers
 from bids_petsynth.pet.tracers import default_cutoff, tracer
@@ -50,12 +50,13 @@ def status_section(cohort: Cohort) -> Section:
     far = view.outliers(cohort)
     if len(far):
         regions = cohort.regional["suvr"].shape[1]
-        count = far.groupby("participant_id")["region"].nunique()
-        names = ", ".join(count.index[count > numbers()["outlier_regions"] * regions][:20])
+        count = far.groupby(PET)["region"].nunique()
+        odd = count.index[count > numbers()["outlier_regions"] * regions]
+        names = ", ".join(odd.get_level_values("participant_id").unique()[:20])
         if names:
             sentences.append(
-                f"Odd patterns of uptake, with more than {numbers()['outlier_regions']:.0%} of the regions far from "
-                f"what the others have: {names}. Look at the reports."
+                f"Odd patterns of uptake, a scan with more than {numbers()['outlier_regions']:.0%} of the regions far "
+                f"from what the others have: {names}. Look at the reports."
             )
         tables.append(
             Table(
@@ -68,14 +69,14 @@ def status_section(cohort: Cohort) -> Section:
     return Section("status", "Who is there", sentences, tables)
 
 
-def group_section(cohort: Cohort, groupings: Mapping[str, pd.Series]) -> Section:
+def group_section(cohort: Cohort, groupings: Mapping[str, pd.Series], clusters: pd.Series) -> Section:
     """Centiloid and regional SUVR by group."""
     if not len(cohort.synthetic):
         return Section("groups", "Groups")
     if not groupings:
         text = "No column of the dataset tells at least two groups apart, so nothing is shown by group."
         return Section("groups", "Groups", [f"{text} Name one with --group-column."])
-    frame = view.by_group(cohort, groupings)
+    frame = view.by_group(cohort, groupings, clusters)
     figures = []
     for name in cohort.tracers:
         values = view.scalars(cohort, name)
@@ -101,14 +102,14 @@ def group_section(cohort: Cohort, groupings: Mapping[str, pd.Series]) -> Section
         )
     note = (
         f"First scan of each participant. p: Welch's analysis of variance over groups of {numbers()['least_group']:g} "
-        "people or more, Holm-corrected over the figures of a tracer"
+        "people or more, Holm-corrected over the figures of a tracer; none where participants share an independent unit"
     )
     lead = frame[frame["figure"].isin(["centiloid", "target"])]
     tables = [Table("groups", "Centiloid and SUVR by group", frame, note, shown=lead)]
     return Section("groups", "Groups", [], tables, figures)
 
 
-def values_section(cohort: Cohort, inputs: Mapping[str, Mapping[str, float]] | None) -> Section:
+def values_section(cohort: Cohort, inputs: Mapping[str, Mapping[str, float]] | None, clusters: pd.Series) -> Section:
     """Map of missing values, people outside the training range, plasma against synthetic positivity.
 
     ``inputs`` are the model's variables with ``mean`` and ``sd``, and whether those are of the value's ``log``; None
@@ -120,11 +121,10 @@ def values_section(cohort: Cohort, inputs: Mapping[str, Mapping[str, float]] | N
     if inputs is None:
         sentences.append(
             f"These scans were made by {cohort.model_names}, which is not the model that this report was made with: "
-            "what it takes, and who is outside of what it was trained on, is left out. Run group again with --model "
-            "and its folder."
+            "who is outside of what it was trained on is left out. Run group again with --model and its folder."
         )
-    of_model = inputs or {}
-    frame = view.missing_values(cohort, of_model)
+    taken = cohort.taken or tuple(inputs or ())
+    frame = view.missing_values(cohort, taken)
     if len(frame):
         tables.append(Table("values", "Values that are known", frame, "Of each participant's first scan"))
         shares = pd.DataFrame({"all": frame.set_index("variable")["share"]})
@@ -148,7 +148,7 @@ def values_section(cohort: Cohort, inputs: Mapping[str, Mapping[str, float]] | N
         )
     else:
         sentences.append("No clinical or blood value of any participant was found in the dataset's tables.")
-    outside = view.outside_training(cohort, of_model)
+    outside = view.outside_training(cohort, inputs or {})
     limit = f"{numbers()['training_sd']:g} SD from the mean of the model's training people"
     if len(outside):
         sentences.append(
@@ -158,9 +158,9 @@ def values_section(cohort: Cohort, inputs: Mapping[str, Mapping[str, float]] | N
         tables.append(Table("outside", "Outside the training range", outside, f"More than {limit}"))
     elif inputs is not None and len(frame) and frame["known"].any():
         sentences.append(f"No participant has a value more than {limit}.")
-    plasma = view.positivity_by_plasma(cohort)
+    plasma = view.positivity_by_plasma(cohort, clusters)
     if len(plasma):
-        circular = [m for m in dict.fromkeys(plasma["marker"]) if m in of_model]
+        circular = [m for m in dict.fromkeys(plasma["marker"]) if m in taken]
         note = "Spearman's r with the Centiloid; area under the ROC curve of the marker for synthetic positivity"
         tables.append(Table("plasma", "Plasma markers against synthetic amyloid", plasma, note))
         if circular:
@@ -208,17 +208,15 @@ def _plasma_figures(cohort: Cohort, plasma: pd.DataFrame) -> list:
     return figures
 
 
-def tracers_section(cohort: Cohort) -> Section:
+def tracers_section(cohort: Cohort, clusters: pd.Series) -> Section:
     """Agreement of tracers on the same people."""
-    frame = view.tracer_agreement(cohort)
+    frame = view.tracer_agreement(cohort, clusters)
     frame = frame[frame["n"] > 0]
     if not len(frame):
         return Section("tracers", "Agreement of tracers")
     figures = []
     for row in frame[frame["n"] > 2].itertuples():
-        column = "centiloid_approximate" if row.figure == "centiloid" else "target_suvr"
-        x, y = (cohort.once(cohort.synthetic, t)[column] for t in (row.tracer_a, row.tracer_b))
-        both = pd.concat([x, y], axis=1, keys=["x", "y"]).dropna()
+        both, _ = view.of_both(cohort, row.tracer_a, row.tracer_b)
         content = charts.scatter(
             both["x"].to_numpy(),
             both["y"].to_numpy(),
@@ -230,10 +228,10 @@ def tracers_section(cohort: Cohort) -> Section:
                 f"tracers{row.tracer_a}{row.tracer_b}",
                 content,
                 f"Synthetic {row.tracer_b} over synthetic {row.tracer_a} ({row.figure}): r = {row.r:.2f}, n = {row.n}.",
-                f"{row.tracer_b} over {row.tracer_a}, {row.figure}; first scan of each participant.",
+                f"{row.tracer_b} over {row.tracer_a}, {row.figure}; first scan of each participant that has both.",
             )
         )
-    note = "First scan of each participant; bias and limits of agreement are those of the second minus the first"
+    note = "First scan of each participant that has both; bias and limits of agreement: the second minus the first"
     tables = [Table("tracers", "Synthetic tracers against each other", frame, note)]
     return Section("tracers", "Agreement of tracers", [], tables, figures)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_petsynth.bids.dataset import FAILED, note_times, status_notes
-from bids_petsynth.bids.naming import entities_of, output_path, sidecar_path
+from bids_petsynth.bids.naming import entities_of, natural_order, output_path, sidecar_path
 from bids_petsynth.bids.tables import read_json, read_tsv
 from bids_petsynth.clinical.limits import untold
 from bids_petsynth.pet.tracers import Tracer
@@ -136,7 +136,10 @@ def read_participant(out_dir: Path, participant: str) -> list[Scan]:
     sessions |= {p.parent.name.removeprefix("ses-") for p in out_dir.glob(f"sub-{participant}/ses-*/anat")}
     if (out_dir / f"sub-{participant}" / "anat").is_dir():
         sessions.add(None)
-    return [_read_scan(out_dir, participant, session, notes) for session in sorted(sessions, key=lambda s: s or "")]
+    return [
+        _read_scan(out_dir, participant, session, notes)
+        for session in sorted(sessions, key=lambda s: natural_order(s or ""))
+    ]
 
 
 def participants_of(out_dir: Path) -> list[str]:
@@ -169,7 +172,7 @@ def _read_scan(out_dir: Path, participant: str, session: str | None, notes: Sequ
         dseg=dseg if whole else None,
         alignment=xfm if whole else None,
         about=about if whole else {},
-        pets=sorted((pet for pet in pets if pet is not None), key=lambda pet: _natural(pet.tracer.name)),
+        pets=sorted((pet for pet in pets if pet is not None), key=lambda pet: natural_order(pet.tracer.name)),
         failures=failures,
         classes=read_tsv(classes)[0] if classifier else (),
         classifier=classifier,
@@ -208,11 +211,6 @@ def _json(path: Path) -> dict[str, Any]:
         return read_json(path) if path.is_file() else {}
     except ValueError:
         return {}
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Key that sorts AV45 before AV1451, as nireports does."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def number(text: str | None) -> float | None:

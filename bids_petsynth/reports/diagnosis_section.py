@@ -32,13 +32,21 @@ _TITLES = {
 
 
 def features_of(cohort: Cohort, pairs: Mapping[str, Pairs]) -> dict[str, pd.DataFrame]:
-    """Source → one row per participant (first scan): regional volumes, plasma, synthetic and real regional SUVR."""
+    """Source → one row per participant: regional volumes, plasma, synthetic and real regional SUVR.
+
+    Of the first scan; SUVR of the first that has the tracer, or a real scan of it.
+    """
     people = cohort.first
-    suvr = {name: cohort.once(cohort.regional["suvr"], name).reindex(people) for name in cohort.tracers}
+
+    def of_people(frame: pd.DataFrame) -> pd.DataFrame:
+        frame = frame.droplevel("session_id").reindex(people.get_level_values("participant_id"))
+        return frame.set_axis(people)
+
+    suvr = {name: of_people(cohort.once(cohort.regional["suvr"], name)) for name in cohort.tracers}
     if not suvr:
         return {}
     out = sources(cohort.volumes.reindex(people), cohort.records.reindex(people), suvr)
-    real = {name: once(cohort, one).real.reindex(people) for name, one in pairs.items()}
+    real = {name: of_people(once(cohort, one).real) for name, one in pairs.items()}
     if real:
         out[REAL] = pet_features(real)
     return {name: frame for name, frame in out.items() if frame.notna().any(axis=None)}
@@ -64,14 +72,13 @@ def diagnosis_of(
     features: Mapping[str, pd.DataFrame],
     label: pd.Series,
     clusters: pd.Series,
-    inputs: Mapping[str, object] | None,
     seeds: int,
     folds: int,
     seed: int,
     about: Mapping[str, object],
 ) -> Diagnosis:
-    """Nested cross-validation of the classes ``label``, over participants; ``inputs`` are the model's variables."""
-    given = [name for name in inputs or {} if name in cohort.records]
+    """Nested cross-validation of the classes ``label``, over participants."""
+    given = [name for name in cohort.taken if name in cohort.records]
     return diagnose(
         features,
         label,

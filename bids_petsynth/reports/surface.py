@@ -276,7 +276,7 @@ def participant_figure(scan: Scan, pet: Pet, model: Path) -> Figure | None:
         return None
 
 
-def z_figure(rows: Mapping[str, np.ndarray], normative: Normative) -> Figure:
+def z_figure(rows: Mapping[str, np.ndarray], normative: Normative, people: int = 1) -> Figure:
     """Z-scores of one person or of a group's mean, in every view.
 
     Parameters
@@ -285,6 +285,8 @@ def z_figure(rows: Mapping[str, np.ndarray], normative: Normative) -> Figure:
         What stands left of a row (``synthetic``, ``real`` …) → ``(P,)`` z-scores.
     normative
         The set that they are against.
+    people
+        Over how many a row is the mean.
     """
     from scipy.stats import norm
 
@@ -298,8 +300,14 @@ def z_figure(rows: Mapping[str, np.ndarray], normative: Normative) -> Figure:
         f"{normative.tracer} uptake on the brain's surface as z-scores against {normative.described} (3D-SSP's method; "
         f"{'mean' if normative.statistic == 'mean' else 'largest value'} of the cortex along {normative.depth:g} mm "
         f"inwards; positive: more uptake than they have; light grey: between -{shown:g} and {shown:g}; dark grey: no "
-        f"cortex). By chance {2 * norm.sf(shown):.0%} of a normal person's surface is coloured."
+        "cortex)."
     )
+    if people == 1:
+        caption += f" By chance {2 * norm.sf(shown):.0%} of a normal person's surface is coloured."
+    else:
+        caption += (
+            f" Means over {people} people differ less than people do: by chance far less is coloured than of one."
+        )
     alt = (
         f"Eight views of the brain's surface in colour: orange has more and purple less {normative.tracer} uptake than "
         f"the normative set. {'; '.join(parts)}."

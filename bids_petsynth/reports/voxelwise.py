@@ -30,8 +30,8 @@ def _background(shape: tuple[int, ...], corner: tuple[float, ...], spacing: floa
     return np.clip(data / data.max(), 0, 1)
 
 
-def voxelwise_figure(maps: Mapping[str, np.ndarray], grid: Grid, tracer: str, people: int) -> Figure:
-    """Axial slices of mean difference, SD and t of synthetic minus real over people.
+def voxelwise_figure(maps: Mapping[str, np.ndarray], grid: Grid, tracer: str, people: int, units: int) -> Figure:
+    """Axial slices of mean difference, SD and t of synthetic minus real over independent units of people.
 
     Parameters
     ----------
@@ -39,9 +39,10 @@ def voxelwise_figure(maps: Mapping[str, np.ndarray], grid: Grid, tracer: str, pe
         As ``VoxelwiseMaps.maps`` returns them, ``(X, Y, Z)``.
     grid
         In template space, axis-aligned.
-    tracer, people
+    tracer, people, units
         For the text.
     """
+    whom = f"{people} people" if units == people else f"{people} people of {units} independent units"
     brain = template_brain(grid) & np.isfinite(maps["mean"])
     spacing = grid.affine[2, 2]
     back = _background(tuple(grid.shape), tuple(grid.affine[:3, 3]), spacing)
@@ -84,11 +85,11 @@ def voxelwise_figure(maps: Mapping[str, np.ndarray], grid: Grid, tracer: str, pe
     told = f"{means.mean():+.3f} SUVR on average, {np.abs(means).max():.2f} at most" if len(means) else "no voxel known"
     alt = (
         f"Axial slices in template space of the voxelwise difference between synthetic and real {tracer} PET over "
-        f"{people} people: mean difference ({told}), standard deviation, and paired t; {share:.0%} of the brain "
+        f"{whom}: mean difference ({told}), standard deviation, and paired t; {share:.0%} of the brain "
         f"differs at a false discovery rate of {LEVEL:g}."
     )
     caption = (
-        f"{tracer}: synthetic minus real over {people} people in MNI152 space, voxel by voxel. Orange: synthetic is "
+        f"{tracer}: synthetic minus real over {whom} in MNI152 space, voxel by voxel. Orange: synthetic is "
         f"higher; purple: lower. t is faint where the false discovery rate (Benjamini–Hochberg) is {LEVEL:g} or more."
     )
     return Figure("voxelwise", jpeg(canvas, 110), alt, caption)

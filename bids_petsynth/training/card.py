@@ -89,7 +89,8 @@ def _origin(start: Model | None) -> str:
         return ""
     return f"""
 It began with the weights of the model {start.recipe.name} of {start.version} (`--init-from`, SHA-256 of its weights
-{start.weights_sha256}): what that model's card says of data and licence holds for these weights too."""
+{start.weights_sha256}): what that model's card says of data and licence holds for these weights too. Where it
+was trained on people of the same dataset, some of them may be among those who are held out here."""
 
 
 def figures_section(figures: Mapping[str, Mapping[str, float]], simulated: bool) -> str:

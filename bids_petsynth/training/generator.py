@@ -33,7 +33,7 @@ from bids_petsynth.training.ground import Ground
 from bids_petsynth.training.launch import launch
 from bids_petsynth.training.loop import Loop, State
 from bids_petsynth.training.objective import Objective, split
-from bids_petsynth.training.pairs import Pool
+from bids_petsynth.training.pairs import Pool, ahead_on
 from bids_petsynth.training.phases import choose_style, fit_autoencoder, styled
 from bids_petsynth.training.regional import fit_part
 from bids_petsynth.training.scaling import Spread
@@ -100,7 +100,7 @@ def build_model(recipe: Recipe, pool: Pool, ground: Ground, space: torch.nn.Modu
         for batch in pool.people(everyone):
             latents = batch.latents
             if recipe.regional is not None:
-                latents = split(net, latents, net.prepare(batch.t1w, batch.labels))[0]
+                latents = split(net, latents, net.prepare(batch.t1w, batch.probabilities("cpu")))[0]
             for name, one in zip(batch.tracers, latents, strict=True):
                 spreads[name].add(one)
             for place, name in enumerate(recipe.conditioning.sources):
@@ -193,7 +193,8 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
             fit_autoencoder(space, recipe, ground, out / "autoencoder", minutes["autoencoder"], *more)
     modalities = recipe.tracers, recipe.conditioning.sources
     space.to(device).requires_grad_(False).eval()
-    pool = Pool(ground.case, on_device(space, device), *ground.pool, *modalities)
+    pooled = (*ground.pool, *modalities, ahead_on(device))
+    pool = Pool(ground.case, on_device(space, device), *pooled)
     model = build_model(recipe, pool, ground, space, text_encoder)
     if start is not None:
         model = start_from(model, start)
@@ -204,16 +205,9 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
         if not first:
             _load_regional(model, out / "regional.safetensors")
     if recipe.pretraining is not None and start is None:
-        transfer = choose_style(recipe, run.vgg19, device)
-        images = Pool(styled(ground, transfer), on_device(space, device), *ground.pool, *modalities)
-        spec = recipe.training.model_copy(update={"steps": recipe.pretraining.steps, "patience": 0})
-        before = Objective(model, images, device, run.texts)
-        more = (minutes["pretraining"], fabric, before.critic, "pre-training", before.shared)
-        loop = Loop(before.net, before.loss, spec, out / "pretraining", *more)
-        if run.resume:
-            loop.resume()
-        loop.run(every=20, report=lambda line: run.report(f"pre-training: {line}"))
-        model.denoiser.load_state_dict(loop.ema.denoiser.state_dict())
+        cases = styled(ground, choose_style(recipe, run.vgg19, device))
+        # nothing of it stays in memory
+        pretrain(model, Pool(cases, on_device(space, device), *pooled), minutes["pretraining"], run, fabric)
     objective = Objective(model, pool, device, run.texts)
     if first and objective.shared and fabric.world_size > 1:
         run.report(f"{fabric.world_size} processes share each batch, which changes {objective.shared}")
@@ -261,6 +255,19 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
     save_model(trained, out / "model")
     (out / "figures.json").write_text(json.dumps({"figures": figures, **tuned}, indent=2) + "\n")
     return trained
+
+
+def pretrain(model: Model, pool: Pool, minutes: float | None, run: Run, fabric: Fabric) -> None:
+    """Train the model's denoiser on the pool's pairs, before it sees any PET."""
+    recipe = model.recipe
+    spec = recipe.training.model_copy(update={"steps": recipe.pretraining.steps, "patience": 0})
+    objective = Objective(model, pool, str(fabric.device), run.texts)
+    more = (minutes, fabric, objective.critic, "pre-training", objective.shared)
+    loop = Loop(objective.net, objective.loss, spec, run.out / "pretraining", *more)
+    if run.resume:
+        loop.resume()
+    loop.run(every=20, report=lambda line: run.report(f"pre-training: {line}"))
+    model.denoiser.load_state_dict(loop.ema.denoiser.state_dict())
 
 
 def _forget_after(lines: Path, step: int) -> None:

@@ -36,6 +36,8 @@ SAY_EVERY = 30.0
 LOG_COLUMNS = ("step", "minutes", "loss", "rate")
 #: Steps in a row without a finite loss and gradient after which training ends.
 MOST_SKIPPED = 20
+#: What errors without a class of their own say where memory ran out.
+_NO_MEMORY = ("can't allocate memory", "out of memory", "alloc_failed")
 
 
 @dataclass(frozen=True)
@@ -292,9 +294,9 @@ class Loop:
         try:
             return self._accumulate(loss, net), None
         except (MemoryError, RuntimeError) as error:
-            # the allocator of the CPU has no exception of its own
+            # the allocator of the CPU, the driver of a GPU and its libraries have no exception of their own
             own = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-            if not own and "can't allocate memory" not in str(error):
+            if not own and not any(words in str(error).lower() for words in _NO_MEMORY):
                 raise
             # its traceback holds the frames, and so all tensors, of the attempt that failed
             error.__context__ = error.__cause__ = None
@@ -310,7 +312,8 @@ class Loop:
         total, rank = 0.0, 0 if self.fabric is None else self.fabric.global_rank
         parts = self._world * self.state.parts
         for k in range(self.state.parts):
-            share = Share(rank * self.state.parts + k, parts)
+            # a batch of fewer examples than shares is spread over the processes
+            share = Share(k * self._world + rank, parts)
             weight = share.count(self.spec.batch) / self.spec.batch
             if weight:
                 value = loss(self.state.step, step_generator(self.spec.seed, self.state.step), share)
@@ -341,12 +344,18 @@ class Loop:
         return True
 
     def _add_gradients(self, net: nn.Module) -> None:
-        """Sum of all processes' gradients, in one message; a parameter that one of them did not use counts as 0."""
+        """Sum of all processes' gradients, in one message.
+
+        A parameter that one of them did not use counts as 0 there; one that none of them used keeps no gradient, as in
+        one process, so that the optimiser leaves it alone.
+        """
         parameters = [p for p in net.parameters() if p.requires_grad]
-        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
-        flat = self.fabric.all_reduce(flat, reduce_op="sum")
-        for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = gradient.view_as(parameter).clone()
+        flat = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
+        used = flat[0].new_tensor([p.grad is not None for p in parameters])
+        total = self.fabric.all_reduce(torch.cat([*flat, used]), reduce_op="sum")
+        *gradients, used = total.split([*(p.numel() for p in parameters), len(parameters)])
+        for parameter, gradient, count in zip(parameters, gradients, used.tolist(), strict=True):
+            parameter.grad = gradient.view_as(parameter).clone() if count else None
 
     def _log(self, report: Callable[[str], None] | None) -> None:
         if not self.first:
@@ -392,6 +401,8 @@ class Loop:
         state = load_checkpoint(self.folder, self.net, self.ema, self.optimiser, more)
         if state is not None:
             self.state = State(**state)
+            # it may have been written by fewer processes
+            self.state.parts = min(self.state.parts, math.ceil(self.spec.batch / self._world))
         log = self.folder / "log.csv"
         if self.first and log.exists():
             # a kill may have left half a line, and even half a head

@@ -153,7 +153,7 @@ class Objective:
         starts = torch.rand(n, generator=rng)[mine]
         batch = self.pool.batch(step, n, rng, mine)
         mean, sd = self.model.scale(batch.tracers, device)
-        latents, labels, given, there = batch.latents.to(device), batch.labels.to(device), None, None
+        latents, labels, given, there = batch.latents.to(device), batch.probabilities(device), None, None
         if batch.given is not None:
             there = self._offered(batch.there, favour).to(device)
             source_mean, source_sd = self.model.scale(spec.sources, device)

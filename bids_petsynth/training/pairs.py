@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from torch import Generator, Tensor
 
 from bids_petsynth.errors import UsageError
 from bids_petsynth.models.recipe import Recipe
+from bids_petsynth.resources import available_cores
 from bids_petsynth.training.augment import chance, normal, random_curve, rotation, smooth_field, uniform
 from bids_petsynth.types import Grid
 
@@ -235,6 +237,7 @@ def dseg_codes(classes: np.ndarray, grid: Grid) -> np.ndarray:
 class Batch:
     """N examples: ``t1w (N, X, Y, Z)``, ``labels (N, C, …)``, ``latents (N, c, x, y, z)``, records and targets' names.
 
+    Labels are bytes, 255 for certain: a quarter of what :meth:`probabilities` are, which are made where they are used.
     ``given (N, S, c, x, y, z)`` are the latents of the sources that were asked for and ``there (N, S)`` tells which of
     them a person has, the target left out. One T1w with its labels may stand for all examples.
     """
@@ -247,6 +250,10 @@ class Batch:
     given: Tensor | None = None
     there: Tensor | None = None
 
+    def probabilities(self, device: str) -> Tensor:
+        """Label probabilities ``(N, C, …)`` float32 on a device."""
+        return self.labels.to(device).float() / 255
+
 
 @dataclass(frozen=True)
 class _Stored:
@@ -257,6 +264,11 @@ class _Stored:
 
     def targets(self, wanted: Sequence[str]) -> list[str]:
         return [name for name in wanted if name in self.latents]
+
+
+def ahead_on(device: str) -> int:
+    """How many people a :class:`Pool` makes before their step comes, where steps are done on ``device``."""
+    return 8 if device.startswith("cuda") else 0
 
 
 class Pool:
@@ -274,6 +286,9 @@ class Pool:
         Modalities that may be drawn, those of each person that has them.
     sources
         Modalities that a drawing may be given.
+    ahead
+        People that are made in threads before their step comes. Steps of a GPU are shorter than it takes to make a
+        person; on a CPU the threads would only be in the way of the step's own.
     """
 
     def __init__(
@@ -285,29 +300,32 @@ class Pool:
         refresh: int,
         targets: Sequence[str],
         sources: Sequence[str] = (),
+        ahead: int = 0,
     ):
         self._make, self._encode, self._targets, self._sources = make, encode, tuple(targets), tuple(sources)
         self._start, self._size, self._refresh = min(start, size), size, refresh
         self._kept: OrderedDict[int, _Stored] = OrderedDict()
+        self._ahead, self._coming = ahead, dict[int, Future[_Stored]]()
+        self._threads = ThreadPoolExecutor(max(1, min(ahead, available_cores() - 1)))
 
     def numbers(self, step: int) -> range:
         """Numbers of the people in the pool at ``step``."""
         end = self._start + step // self._refresh
         return range(max(0, end - self._size), end)
 
-    @torch.no_grad()
     def _case(self, number: int) -> _Stored:
         if number not in self._kept:
-            case = self._make(number)
-            wanted = {k: v for k, v in case.images.items() if k in self._targets or k in self._sources}
-            latents = self._encode(torch.stack(list(wanted.values()))).half()
-            self._kept[number] = _Stored(
-                case.t1w.half(),
-                (case.labels * 255).round().byte(),
-                dict(zip(wanted, latents, strict=True)),
-                case.record,
-            )
+            coming = self._coming.pop(number, None)
+            self._kept[number] = self._made(number) if coming is None else coming.result()
         return self._kept[number]
+
+    @torch.no_grad()
+    def _made(self, number: int) -> _Stored:
+        case = self._make(number)
+        wanted = {k: v for k, v in case.images.items() if k in self._targets or k in self._sources}
+        latents = self._encode(torch.stack(list(wanted.values()))).half()
+        labels = (case.labels * 255).round().byte()
+        return _Stored(case.t1w.half(), labels, dict(zip(wanted, latents, strict=True)), case.record)
 
     def people(self, n: int) -> Iterator[Batch]:
         """The first ``n`` people, each with every target on their one head."""
@@ -319,8 +337,12 @@ class Pool:
     def batch(self, step: int, n: int, rng: Generator, some: slice = slice(None)) -> Batch:
         """``some`` of ``n`` random examples at ``step``, the pool's newest person among the ``n`` when just come."""
         numbers = self.numbers(step)
-        for old in [k for k in self._kept if k < numbers.start]:
-            del self._kept[old]
+        for kept in (self._kept, self._coming):
+            for old in [k for k in kept if k < numbers.start]:
+                del kept[old]
+        for number in range(numbers.stop, numbers.stop + self._ahead):
+            if number not in self._coming:
+                self._coming[number] = self._threads.submit(self._made, number)
         picks = [numbers[int(torch.randint(len(numbers), (), generator=rng))] for _ in range(n)]
         which = torch.rand(n, generator=rng)
         if step % self._refresh == 0:
@@ -342,7 +364,7 @@ class Pool:
                         given[row, place], there[row, place] = person.latents[source].float(), True
         return Batch(
             torch.stack([p.t1w.float() for p in heads]),
-            torch.stack([p.labels.float() / 255 for p in heads]),
+            torch.stack([p.labels for p in heads]),
             latents,
             tuple(p.record for p in people),
             tuple(names),

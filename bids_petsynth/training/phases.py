@@ -20,7 +20,7 @@ from bids_petsynth.training import losses
 from bids_petsynth.training.ground import Ground
 from bids_petsynth.training.loop import Loop, Player, Share
 from bids_petsynth.training.objective import critic_channels
-from bids_petsynth.training.pairs import Pool, TrainingCase
+from bids_petsynth.training.pairs import Pool, TrainingCase, ahead_on
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -41,7 +41,7 @@ def fit_autoencoder(
 ) -> None:
     """Train ``space`` in place on the recipe's modalities, then set its scale."""
     device, spec = str(fabric.device), recipe.space
-    pool = Pool(ground.case, lambda volumes: volumes[:, None], *ground.pool, recipe.modalities)
+    pool = Pool(ground.case, lambda volumes: volumes[:, None], *ground.pool, recipe.modalities, ahead=ahead_on(device))
     own = {"steps": spec.training_steps, "rate": spec.rate, "batch": spec.batch or recipe.training.batch, "patience": 0}
     training = recipe.training.model_copy(update=own)
     space.to(device)

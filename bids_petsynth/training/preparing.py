@@ -110,7 +110,7 @@ def prepare_together(
     record_of: Callable[[Case], ClinicalRecord],
     how: Preparation,
     report: Callable[[str], None],
-) -> tuple[list[Stored], list[dict[str, object]], list[Path]]:
+) -> tuple[list[Stored], list[dict[str, object]], list[tuple[str, Path]]]:
     """What :func:`prepare` and, of those ``cases`` without PET, :func:`heads_without_pet` return.
 
     Of several processes each prepares its part of the people first; then all find everything prepared.
@@ -135,14 +135,14 @@ def share_of(pairs: Iterable[Pair], part: int, parts: int) -> list[Pair]:
 
 def heads_without_pet(
     cases: Iterable[Case], pairs: Iterable[Pair], recipe: Recipe, how: Preparation, report: Callable[[str], None]
-) -> list[Path]:
-    """Heads whose T1w belongs to no pair, prepared; those that cannot be are told and left out."""
+) -> list[tuple[str, Path]]:
+    """Participant and prepared head of every T1w that belongs to no pair; one that cannot be used is told."""
     paired = {pair.case.label for pair in pairs if pair.case is not None}
     heads = []
     for case in cases:
         if case.label not in paired and case.problem is None:
             try:
-                heads.append(_head(case, recipe, how)[0])
+                heads.append((case.participant, _head(case, recipe, how)[0]))
             except PetsynthError as error:
                 report(f"{case.label}: left out of pre-training. {error}")
     return heads
@@ -157,12 +157,12 @@ def _row(pair: Pair, status: str, reason: str) -> dict[str, object]:
 
 
 def _head(case: Case, recipe: Recipe, how: Preparation) -> tuple[Path, Anatomy]:
-    """A head on the model grid, kept under a name that changes with the scan, the grid and the networks that label."""
+    """A head on the model grid, kept under a name that changes with the scan, the grids and the networks that label."""
     from bids_petsynth.anatomy.head import analyse_head
     from bids_petsynth.anatomy.volume import read_t1w
 
     grid = recipe.grid
-    key = hash_settings([hash_of(case.t1w), grid.model_dump(mode="json"), weights_hash()])
+    key = hash_settings([hash_of(case.t1w), grid.model_dump(mode="json"), recipe.label_pool, weights_hash()])
     path = how.work / "heads" / f"{case.label}_{key[:12]}.npz"
     if not path.is_file():
         t1w = read_t1w(case.t1w, case.label)

@@ -6,7 +6,9 @@ kept in a work folder under a name that changes with the scan, so that a run goe
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,7 +183,9 @@ def _means(scan: Tensor, labels: Tensor, factor: int) -> Tensor:
 def split_people(people: Sequence[Stored], share: float, seed: int) -> tuple[list[Stored], list[Stored]]:
     """Training and validation cases, split by participant, stratified by site, tracers and amyloid status.
 
-    At least one participant is kept for validation, however few there are.
+    At least one participant is kept for validation, however few there are. Those of a stratum are taken in the order of
+    their labels' hashes, so that who is held out mostly stays so when people are added: a model that is adapted with
+    ``--init-from`` is then hardly measured on people that it was trained on.
 
     Raises
     ------
@@ -199,11 +203,15 @@ def split_people(people: Sequence[Stored], share: float, seed: int) -> tuple[lis
         tracers = tuple(sorted({tracer for case in cases for tracer in case.scans}))
         key = cases[0].site, tracers, max(loads) > default_cutoff().centiloid if loads else None
         strata.setdefault(key, []).append(name)
-    rng = np.random.default_rng(seed)
     # one place after the other over all strata: shares come out right over small strata too
-    ordered = [name for key in sorted(strata, key=str) for name in rng.permutation(strata[key])]
-    count = max(1, round(share * len(ordered)))
-    held = {ordered[int(place)] for place in (np.arange(count) + 0.5) * len(ordered) / count}
+    places = [key for key in sorted(strata, key=str) for _ in strata[key]]
+    count = max(1, round(share * len(places)))
+    wanted = Counter(places[int(place)] for place in (np.arange(count) + 0.5) * len(places) / count)
+
+    def order(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+
+    held = {name for key, names in strata.items() for name in sorted(names, key=order)[: wanted[key]]}
     return (
         [case for case in people if case.participant not in held],
         [case for case in people if case.participant in held],

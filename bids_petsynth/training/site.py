@@ -22,6 +22,8 @@ STANDING = """\
 This model was trained on a site's own scans. Whoever shares it must be allowed to: weights can hold traces of the
 people they were trained on. It knows the scanners, tracers, assays and people below and no others. Research only; not
 a medical device."""
+#: Cases that are kept in memory where there are not more people; each takes about 12 MB.
+MOST_POOLED = 500
 FIGURES_NOTE = "Held-out people are of the same site: figures elsewhere may be worse."
 
 
@@ -47,7 +49,9 @@ class SiteGround:
 
     @property
     def pool(self) -> tuple[int, int, int]:
-        return len(self.people_in), 2 * len(self.people_in), self.recipe.training.refresh
+        people = len(self.people_in)
+        # of many people another varied copy of each would double the memory and hardly teach more
+        return people, max(people, min(2 * people, MOST_POOLED)), self.recipe.training.refresh
 
     @cached_property
     def _maker(self) -> Callable[[int], TrainingCase]:

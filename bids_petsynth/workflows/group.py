@@ -139,11 +139,11 @@ def _work(plan: Plan) -> tuple[Sequence[str], list[str]]:
     clusters = clusters_of(cohort, plan.cluster_column)
     inputs = model_inputs(plan.model, cohort)
     parts = Parts(plan.out_dir)
-    add_cohort(parts, cohort, groupings, inputs)
+    add_cohort(parts, cohort, groupings, inputs, clusters)
     compared = _compare(plan, cases, scans, filters)
     pairs = tabulate(cohort, {one.job.key: one.found for one in compared.outcomes if one.found}, clusters)
     add_real_pet(parts, plan, cohort, compared, pairs, groupings, clusters)
-    add_classes(parts, plan, cohort, scans, compared, pairs, clusters, inputs)
+    add_classes(parts, plan, cohort, scans, compared, pairs, clusters)
     reports = {f"sub-{label}": report_path(label) for label in labels if (plan.out_dir / report_path(label)).is_file()}
     write_group(
         plan.out_dir,

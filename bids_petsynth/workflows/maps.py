@@ -15,7 +15,14 @@ from bids_petsynth.evaluation.comparison import maps_grid, maps_volume
 from bids_petsynth.evaluation.findings import Section, Table
 from bids_petsynth.evaluation.groups import numbers
 from bids_petsynth.evaluation.normative import Normative, model_normative, z_scores
-from bids_petsynth.evaluation.surface import Projection, correlation, setting, statistic_of, template_surface
+from bids_petsynth.evaluation.surface import (
+    Projection,
+    correlation,
+    residual_correlations,
+    setting,
+    statistic_of,
+    template_surface,
+)
 from bids_petsynth.evaluation.voxelwise import VoxelwiseMaps
 from bids_petsynth.reports.canvas import Figure
 from bids_petsynth.reports.figures import display_of
@@ -51,7 +58,10 @@ def maps_section(
     return Section("maps", "Maps", sentences, [table] if rows else [], figures)
 
 
-_NOTE = "r over points of the surface; of raw values it is high for any two brains, that of z-scores is the telling one"
+_NOTE = (
+    "r over points of the surface; of raw values it is high for any two brains, the telling one is that of z-scores, "
+    "or, where the model has no normative set, that after the other people's mean real scan is taken off"
+)
 
 
 def _tracer(name: str, outcomes: Sequence[Outcome], clusters: pd.Series, model: Path) -> tuple[list, list, list[str]]:
@@ -62,7 +72,7 @@ def _tracer(name: str, outcomes: Sequence[Outcome], clusters: pd.Series, model: 
     voxels, sums, rows = VoxelwiseMaps(), {"synthetic": _Mean(), "real": _Mean()}, []
     z_sums = {"synthetic": _Mean(), "real": _Mean()}
     unit = {one.job.key: str(clusters.get(one.job.key[:2], one.job.key[0])) for one in outcomes}
-    people = 0
+    people, surfaces = 0, {"synthetic": [], "real": []}
     for cluster in sorted(set(unit.values())):
         own = _Mean()
         for one in (one for one in outcomes if unit[one.job.key] == cluster):
@@ -79,19 +89,23 @@ def _tracer(name: str, outcomes: Sequence[Outcome], clusters: pd.Series, model: 
                 row["r_z"] = correlation(z["synthetic"], z["real"])
                 for side, mean in z_sums.items():
                     mean.add(z[side])
+            else:
+                for side, kept in surfaces.items():
+                    kept.append(maps[side])
             rows.append(row)
         if own.people:
             voxels.add(own.value())
     if not people:
         return [], [], []
+    if normative is None:
+        residual = residual_correlations(*(np.array(kept) for kept in surfaces.values()))
+        rows = [row | {"r_residual": float(r)} for row, r in zip(rows, residual, strict=True)]
     figures: list[Figure] = []
     units = voxels.people
     if units >= numbers()["least_clusters"]:
         figure = voxelwise_figure(
-            {key: maps_volume(values) for key, values in voxels.maps().items()}, maps_grid(), name, units
+            {key: maps_volume(values) for key, values in voxels.maps().items()}, maps_grid(), name, people, units
         )
-        if units < people:
-            figure = replace(figure, caption=f"{figure.caption} {people} people of {units} independent units.")
         figures.append(replace(figure, desc=f"voxelwise{name}wide"))
     said = [] if figures else [f"{name}: maps of differences need {numbers()['least_clusters']:g} independent units."]
     means = {side: mean.value() for side, mean in sums.items()}
@@ -106,7 +120,7 @@ def _tracer(name: str, outcomes: Sequence[Outcome], clusters: pd.Series, model: 
     figures.append(surface_figure(means, tracer(name).display, "SUVR", about, colours=display_of(tracer(name)).overlay))
     if normative is not None:
         z = {f"mean {side}": mean.value() for side, mean in z_sums.items()}
-        figures.append(replace(z_figure(z, normative), desc=f"surfacez{name}wide"))
+        figures.append(replace(z_figure(z, normative, people), desc=f"surfacez{name}wide"))
     return figures, rows, said
 
 

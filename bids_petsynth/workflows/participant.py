@@ -220,11 +220,17 @@ def run(cases: Sequence[Case], settings: Settings, told: Callable[[Outcome], Non
             continue
         if limit := steps.limit_of(job.record, job.tracers, settings):
             log.warning("%s: %s", case.label, limit)
+        unreadable = (status_note(settings.out_dir, case, None) or (DONE,))[0] == FAILED  # in an earlier run
+        if unreadable:
+            unreported.add(case.participant)
         for tracer in job.current:
-            # what stands there keeps its warnings
-            if (status_note(settings.out_dir, case, tracer) or (FAILED,))[0] != DONE:
-                record_status(settings.out_dir, case, tracer, DONE, "up to date")
+            status, reason = status_note(settings.out_dir, case, tracer) or (FAILED, "")
+            if unreadable or status != DONE:
+                # what stands there keeps its warnings
+                record_status(settings.out_dir, case, tracer, DONE, reason if status == DONE else "up to date")
             tell(case, tracer, DONE, "up to date")
+        if unreadable and not (job.current or job.tracers or job.write_anatomy):
+            record_status(settings.out_dir, case, None, DONE, "up to date")
         if job.tracers or job.write_anatomy:
             jobs.append(job)
     at_once = settings.nprocs // settings.omp_nthreads

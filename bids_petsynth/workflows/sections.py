@@ -65,14 +65,15 @@ def add_cohort(
     cohort: Cohort,
     groupings: Mapping[str, pd.Series],
     inputs: Mapping[str, Mapping[str, float]] | None,
+    clusters: pd.Series,
 ) -> None:
     """What can be said without real PET; ``inputs`` are the model's variables with its training people's values."""
     from bids_petsynth.reports import cohort_sections as make
 
     parts.add("status", "Who is there", lambda: make.status_section(cohort))
-    parts.add("groups", "Groups", lambda: make.group_section(cohort, groupings))
-    parts.add("values", "Clinical and blood values", lambda: make.values_section(cohort, inputs))
-    parts.add("tracers", "Agreement of tracers", lambda: make.tracers_section(cohort))
+    parts.add("groups", "Groups", lambda: make.group_section(cohort, groupings, clusters))
+    parts.add("values", "Clinical and blood values", lambda: make.values_section(cohort, inputs, clusters))
+    parts.add("tracers", "Agreement of tracers", lambda: make.tracers_section(cohort, clusters))
     parts.add("change", "Change over sessions", lambda: make.change_section(cohort))
 
 
@@ -123,7 +124,6 @@ def add_classes(
     compared: Compared,
     pairs: Mapping[str, Pairs],
     clusters: pd.Series,
-    inputs: Mapping[str, Mapping[str, float]] | None,
 ) -> None:
     """Diagnosis and score, where they are asked for; the chosen classifier is saved.
 
@@ -142,7 +142,7 @@ def add_classes(
 
     def diagnosis(label: pd.Series) -> Section:
         about = {"Column": plan.diagnosis, "Simulated": cohort.simulated, "DemonstrationModel": cohort.demonstration}
-        found = make.diagnosis_of(cohort, features, label, clusters, inputs, plan.seeds, plan.folds, plan.seed, about)
+        found = make.diagnosis_of(cohort, features, label, clusters, plan.seeds, plan.folds, plan.seed, about)
         if found.classifier is not None:
             save_classifier(found.classifier, plan.out_dir / output_path("classifier").parent)
         return make.diagnosis_section(found, str(plan.diagnosis), cohort.simulated)

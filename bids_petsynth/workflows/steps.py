@@ -24,7 +24,7 @@ from bids_petsynth.clinical.limits import untold
 from bids_petsynth.clinical.mapping import read_mapping
 from bids_petsynth.clinical.records import read_record
 from bids_petsynth.errors import InputError
-from bids_petsynth.models.conditioning import is_pet, taken_sources, used_variables
+from bids_petsynth.models.conditioning import is_pet, used_variables
 from bids_petsynth.models.folder import Model, load_model
 from bids_petsynth.models.synthesizer import Synthesizer as Generator
 from bids_petsynth.models.synthesizer import built_in, reader_of
@@ -147,7 +147,7 @@ def given_scans(case: Case, target: str, settings: Settings) -> list[PetScan | O
     """The case's real scans beside the T1w that the model is given to draw a target."""
     scans = [*case.pets, *case.others]
     there = {"T1w", *(scan.modality for scan in scans)}
-    taken = taken_sources(description_of(settings.model).recipe.conditioning, there, target)
+    taken = description_of(settings.model).taken(there, target)
     return [scan for scan in scans if scan.modality in taken]
 
 
