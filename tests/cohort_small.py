@@ -116,6 +116,7 @@ def write_pet(out: Path, case: Case, name: str, person: Person) -> None:
     about = json.loads((built_in() / "model.json").read_text())
     model = {"Name": about["name"], "Version": about["version"], "WeightsSHA256": "0"}
     sidecar = {"Model": model, "DemonstrationModel": True, "InputHash": case.label, "SettingsHash": "s"}
+    sidecar["Conditioning"] = {name: {"Status": "found"} for name in about["variables"]}
     _put(mean, b"image")
     _put(out / output_path("pet_std", case, tracer=name), b"image")
     _put(mean.with_name(mean.name.replace(".nii.gz", ".json")), json.dumps(sidecar).encode())

@@ -17,6 +17,7 @@ from group_small import EVIL, SMALL, check_page, people, run, table
 from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.pets import Pair
 from bids_petsynth.bids.tables import read_tsv
+from bids_petsynth.models.synthesizer import built_in
 from bids_petsynth.reports.group import about_column
 from bids_petsynth.types import Case, PetScan
 from bids_petsynth.workflows import comparisons
@@ -141,6 +142,49 @@ def test_change_over_sessions_is_per_year_and_in_order_of_dates(tmp_path):
     assert (row["from"], row["to"]) == ("ses-b", "ses-a")
     assert row["centiloid_change"] == pytest.approx(20, abs=1e-3)
     assert row["centiloid_per_year"] == pytest.approx(20 / (731 / 365.25), rel=1e-3)
+
+
+def test_sessions_without_dates_are_in_the_order_of_their_numbers(tmp_path):
+    own = [Person("01", {}, load, session) for session, load in (("M6", 10.0), ("M12", 20.0), ("M108", 50.0))]
+    bids, out = write(tmp_path, own)
+    assert run(bids, out) == 0
+    rows = table(out, "change")
+    assert list(zip(rows["from"], rows["to"], strict=True)) == [("ses-M6", "ses-M12"), ("ses-M12", "ses-M108")]
+    assert rows["centiloid_change"].tolist() == pytest.approx([10, 30], abs=1e-3)
+
+
+def test_tracers_are_compared_in_the_first_scan_that_has_both(tmp_path):
+    own = [replace(p, session="1") for p in people(4)]
+    own += [replace(p, session="2", tracers=("AV45", "FBB")) for p in people(4)]
+    bids, out = write(tmp_path, own)
+    assert run(bids, out) == 0
+    assert table(out, "tracers")["n"].tolist() == [4]
+
+
+def test_people_of_one_family_are_not_tested_as_if_they_were_independent(tmp_path):
+    own = [replace(p, columns={**p.columns, "family": f"{int(p.label) // 2}"}) for p in people()]
+    bids, out = write(tmp_path, own)
+    assert run(bids, out, "--cluster-column", "family") == 0
+    groups, plasma = table(out, "groups"), table(out, "plasma")
+    assert groups["p_holm"].isna().all() and plasma["p"].isna().all()
+    of_figure = groups[(groups["figure"] == "centiloid") & (groups["grouping"] == "diagnosis")]
+    assert (of_figure["mean_low"] < of_figure["mean"]).all() and (of_figure["mean"] < of_figure["mean_high"]).all()
+
+
+def test_what_leaks_is_told_whatever_model_made_the_scans(tmp_path):
+    bids, out = write(tmp_path, people())
+    for path in out.rglob("*desc-synthMean_pet.json"):
+        path.write_text(path.read_text().replace(built_in_name(), "a site's own"))
+    assert run(bids, out, "--diagnosis", "diagnosis", "--seeds", "1", "--folds", "2") == 0
+    assert "Run group again with --model" in check_page(out).seen
+    leaks = table(out, "diagnosisleakage").set_index("column")["leaks"]
+    assert leaks["ptau217_lumipulse"]
+    given = table(out, "values").set_index("variable")["model_input"]
+    assert given["ptau217_lumipulse"] and given["age"] and "The synthesis itself used ptau217" in check_page(out).seen
+
+
+def built_in_name() -> str:
+    return json.loads((built_in() / "model.json").read_text())["name"]
 
 
 def test_wrong_arguments_are_a_sentence(cohort, capsys, tmp_path):
