@@ -72,7 +72,7 @@ def frame_times(
     starts = starts - injection
     _check_seconds(starts, durations, fail)
     if frames > 1 and sidecar.get("ImageDecayCorrected") is False:
-        notes.append("The frames are not corrected for decay: the earlier ones weigh a little more in the mean.")
+        notes.append("The frames are not corrected for decay: the earlier ones weigh too much in the mean.")
     return (starts, durations), tuple(notes)
 
 

@@ -263,7 +263,7 @@ class Objective:
                 own = _pooled_alike(example.labels[one], a[one])
                 of_tracer = self.net.regions[name]
                 parts.append(of_tracer(own, a.shape[2:]))
-                if w.of_image or w.process:
+                if of_tracer.log_variance.requires_grad and (w.of_image or w.process):
                     extra = extra + of_tracer.likelihood((a[one] - b[one]).abs(), own) / len(a)
             weights = torch.cat(parts)
         if w.l1:

@@ -306,7 +306,9 @@ class Pool:
         self._start, self._size, self._refresh = min(start, size), size, refresh
         self._kept: OrderedDict[int, _Stored] = OrderedDict()
         self._ahead, self._coming = ahead, dict[int, Future[_Stored]]()
-        self._threads = ThreadPoolExecutor(max(1, min(ahead, available_cores() - 1)))
+        at_once = max(1, min(ahead, available_cores() - 1))
+        # each with one core, for together they have them all
+        self._threads = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,))
 
     def numbers(self, step: int) -> range:
         """Numbers of the people in the pool at ``step``."""
