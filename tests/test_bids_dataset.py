@@ -241,6 +241,14 @@ def test_bids_uri(tmp_path: Path) -> None:
     assert bids_uri(raw / "sub-01/x.nii", datasets) == "bids:raw:sub-01/x.nii"
     assert bids_uri(raw / "derivatives/fmriprep/sub-01/x.nii", datasets) == "bids:fmriprep:sub-01/x.nii"
     assert bids_uri(Path("sub-01/x.nii"), datasets) == "bids::sub-01/x.nii"
+    # a folder may be a link out of the dataset, and a dataset may be named by a link
+    (tmp_path / "store").mkdir()
+    raw.mkdir()
+    (raw / "sub-02").symlink_to(tmp_path / "store")
+    assert bids_uri(raw / "sub-02/x.nii", datasets) == "bids:raw:sub-02/x.nii"
+    (tmp_path / "link").symlink_to(raw)
+    assert bids_uri(raw / "sub-01/x.nii", {"raw": tmp_path / "link"}) == "bids:raw:sub-01/x.nii"
+    assert bids_uri(tmp_path / "link/sub-01/x.nii", {"raw": raw}) == "bids:raw:sub-01/x.nii"
     with pytest.raises(ValueError, match="none of the datasets"):
         bids_uri(Path("/elsewhere/x.nii"), datasets)
 

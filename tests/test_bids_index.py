@@ -168,6 +168,15 @@ def test_files_that_are_no_t1w_to_work_on(dataset: Path) -> None:
     assert case.t1w.name == "sub-01_T1w.nii.gz" and not case.notes
 
 
+def test_a_contrast_agent_only_where_there_is_nothing_else(dataset: Path) -> None:
+    for name in ("sub-01/anat/sub-01_ce-gadolinium_T1w.nii.gz", "sub-03/anat/sub-03_ce-gadolinium_T1w.nii.gz"):
+        write(dataset / name)
+    plain, given = find_cases(dataset, ["01", "03"])
+    assert plain.t1w.name == "sub-01_T1w.nii.gz" and given.t1w.name == "sub-03_ce-gadolinium_T1w.nii.gz"
+    (asked,) = find_cases(dataset, ["01"], filters={"t1w": {"ceagent": "gadolinium"}})
+    assert asked.t1w.name == "sub-01_ce-gadolinium_T1w.nii.gz"
+
+
 def test_sidecars_are_inherited(dataset: Path) -> None:
     write(dataset / "T1w.json", '{"MagneticFieldStrength": 1.5, "Manufacturer": "root"}')
     write(dataset / "acq-lowres_T1w.json", '{"FlipAngle": 8}')

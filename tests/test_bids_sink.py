@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,16 @@ import numpy as np
 import pytest
 
 from bids_petsynth.bids.naming import PATTERNS, entities_of, output_path, sidecar_path
-from bids_petsynth.bids.sink import Sink, check_writable, hash_file, hash_settings, tsv_text, write_atomically
+from bids_petsynth.bids.sink import (
+    Sink,
+    check_writable,
+    hash_file,
+    hash_key,
+    hash_settings,
+    make_hash_key,
+    tsv_text,
+    write_atomically,
+)
 from bids_petsynth.errors import UsageError
 from bids_petsynth.types import Case
 
@@ -191,6 +201,19 @@ def test_tsv_text() -> None:
     rows = [{"a": 1.23456789, "b": None, "c": True}, {"a": float("nan"), "b": "two\twords\n", "c": np.int64(3)}]
     assert tsv_text(rows) == "a\tb\tc\n1.23457\tn/a\ttrue\nn/a\ttwo words\t3\n"
     assert tsv_text(rows, ["b"]) == "b\nn/a\ntwo words\n"
+
+
+def test_the_key_of_hashes_is_one_for_all_tasks(tmp_path: Path) -> None:
+    assert hash_key(tmp_path) == ""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: make_hash_key(tmp_path), range(16)))
+    key = hash_key(tmp_path)
+    make_hash_key(tmp_path)
+    assert len(key) == 64 and hash_key(tmp_path) == key
+    assert [p.name for p in (tmp_path / "logs").iterdir()] == ["hashes.key"]
+    assert (tmp_path / "logs" / "hashes.key").stat().st_mode & 0o077 == 0
+    make_hash_key(tmp_path / "other")
+    assert hash_key(tmp_path / "other") != key
 
 
 def test_hashes(tmp_path: Path) -> None:

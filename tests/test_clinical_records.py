@@ -106,6 +106,10 @@ def test_values(column, text, entry, name, value, status):
         ("e4_carrier", "1", {}, "apoe4", "one or two alleles open"),
         ("apoe4", "yes", {}, "apoe4", "one or two alleles open"),
         ("apoe4", "1", {"Description": "APOE e4 carrier"}, "apoe4", "one or two alleles open"),
+        ("apoe4", "1", {"Description": "Presence of at least one e4 allele"}, "apoe4", "one or two alleles open"),
+        ("APOE4", "1", {"Description": "APOE4 positivity"}, "apoe4", "one or two alleles open"),
+        ("gfap_simoa", "5.29", {"Description": "Natural logarithm of plasma GFAP"}, "gfap_simoa", "is not used"),
+        ("ptau217_lumipulse", "1.23", {"Description": "z-score"}, "ptau217_lumipulse", "is not used"),
         ("mmse", "31", {}, "mmse", "outside the plausible range"),
         ("ptau217_lumipulse", "0.00031", {"Units": "pg/mL"}, "ptau217_lumipulse", "plausible in ng/mL"),
         ("ptau217_lumipulse", "310.7", {}, "ptau217_lumipulse", "plausible in fg/mL"),
@@ -326,6 +330,22 @@ def test_ratio_is_computed_only_from_the_same_assay():
     absurd = read({"ab42_simoa": "150", "ab40_simoa": "100"})
     assert absurd.values["ab42_40_simoa"].status == "missing"
     assert "outside the plausible range of ab42_40_simoa" in absurd.warnings[0]
+
+
+def test_ratio_is_of_one_visit():
+    def visit(columns, session=None):
+        file = "sub-01/sub-01_sessions.tsv" if session else "participants.tsv"
+        return TableRow(file, columns, session=session)
+
+    ratio = "ab42_40_lumipulse"
+    parts = {"ab42_lumipulse": "20", "ab40_lumipulse": "300"}
+    own = read_record([visit({ratio: "0.11"}), visit(parts, "1")], session="1")
+    assert own.get(ratio) == pytest.approx(20 / 300) and own.values[ratio].status == "computed"
+    own = read_record([visit(parts), visit({ratio: "0.11"}, "1")], session="1")
+    assert own.get(ratio) == pytest.approx(0.11) and own.values[ratio].status == "found"
+    mixed = [visit({"ab40_lumipulse": "300"}), visit({"ab42_lumipulse": "20"}, "1")]
+    assert read_record(mixed, session="1").get(ratio) is None
+    assert "is not computed from them" in read_record(mixed, session="1").warnings[0]
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_petsynth.bids.index import find_cases
+from bids_petsynth.bids.sink import hash_key
 from bids_petsynth.cli.main import main
 from bids_petsynth.cli.participant import memory
+from bids_petsynth.settings import Settings
+from bids_petsynth.workflows import steps
 
 FULL = ("participant", "--n-draws", "3", "--save-draws", "--device", "cpu", "--random-seed", "3")
 TWO_WORKERS = ("--nprocs", "2", "--omp-nthreads", "1")
@@ -233,6 +237,18 @@ def test_no_value_reaches_logs_and_sidecars_unless_asked(run):
     texts = [p.read_text() for p in run.rglob("*") if p.suffix in (".json", ".txt") or p.name == "status.tsv"]
     assert len(texts) > 20
     assert not any(f'"Value": {secret}' in text or f" {secret} pg" in text for text in texts for secret in secrets)
+
+
+def test_a_hash_over_values_cannot_be_found_by_trying_them(run, example):
+    """All that goes into it is in the output folder or can be tried, but for the key."""
+    settings = Settings(example, run, ("AV45",))
+    (case,) = find_cases(example, ["positive"])
+    record = steps.record_of(case, settings)
+    about = json.loads(next(run.glob("sub-positive/pet/*trc-AV45*space-T1w*synthMean_pet.json")).read_text())
+    scan = json.loads((run / "sub-positive/anat/sub-positive_dseg.json").read_text())["InputHash"]
+    used = list(about["Conditioning"])
+    assert about["InputHash"] == steps.pet_hash(scan, record, used, (), hash_key(run))
+    assert about["InputHash"] != steps.pet_hash(scan, record, used)
 
 
 TABLE = "participant_id\tage\tsex\tptau217_lumipulse\nsub-positive\t71\tF\t0.4\n"

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from bids_petsynth.cli.main import main
+from bids_petsynth.cli.simulate import owner
+from bids_petsynth.types import Case
 
 
 def rows(bids: Path) -> list[dict[str, str]]:
@@ -55,3 +58,22 @@ def test_a_person_comes_again_whichever_others_are_simulated(example, site, tmp_
 def test_the_dataset_itself_is_not_overwritten(example, capsys):
     assert main([str(example), str(example), "simulate"]) == 2
     assert "folder of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("level", ["simulate", "participant", "group"])
+def test_no_other_dataset_is_overwritten(example, tmp_path, capsys, level):
+    about = {"Name": "x", "BIDSVersion": "1.4.0", "DatasetType": "derivative", "GeneratedBy": [{"Name": "fMRIPrep"}]}
+    (tmp_path / "dataset_description.json").write_text(json.dumps(about))
+    (tmp_path / "README").write_text("of others")
+    assert main([str(example), str(tmp_path), level]) == 2
+    assert "holds another dataset" in capsys.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} == {"dataset_description.json", "README"}
+    assert json.loads((tmp_path / "dataset_description.json").read_text()) == about
+
+
+def test_age_beside_a_real_head_is_not_exact(tmp_path):
+    (tmp_path / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\tsex\nsub-01\t71.6\tF\nsub-02\t93.2\tn/a\n")
+    assert owner(tmp_path, Case("01", None, None)) == (71.0, 0.0)
+    age, sex = owner(tmp_path, Case("02", None, None))
+    assert age == 89 and np.isnan(sex)

@@ -148,7 +148,7 @@ def _check_orientation(found: align.Alignment | None, who: str) -> None:
         ):
             return
     raise InputError(
-        f"{who}: the brain in the T1w does not stand as its header says (upside down, mirrored, or no brain); "
+        f"{who}: the brain in the T1w does not stand as its header says (upside down, front to back, or no brain); "
         "correct the orientation in the header and check it in a viewer."
     )
 

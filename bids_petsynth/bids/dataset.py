@@ -57,6 +57,35 @@ _DESCRIPTIONS = {
 }
 
 
+def check_ours(out_dir: Path, kind: str) -> None:
+    """Refuse a folder that holds somebody else's dataset, whose files would be written over.
+
+    Parameters
+    ----------
+    kind
+        ``DatasetType`` of the dataset that is to be written.
+
+    Raises
+    ------
+    UsageError
+        If ``dataset_description.json`` is there and of another type, or not of this software.
+    """
+    path = Path(out_dir) / "dataset_description.json"
+    try:
+        about = read_json(path) if path.is_file() else None
+    except ValueError:
+        about = {}
+    if about is None:
+        return
+    makers = about.get("GeneratedBy")
+    makers = [maker for maker in makers if isinstance(maker, Mapping)] if isinstance(makers, list) else []
+    ours = any(str(maker.get("Name", "")).replace("_", "-").startswith("bids-petsynth") for maker in makers)
+    if not ours or about.get("DatasetType", "raw") != kind:
+        raise UsageError(
+            f"{out_dir} holds another dataset, whose files would be written over; choose a new or an empty folder."
+        )
+
+
 def write_dataset_files(
     out_dir: Path, bids_dir: Path, version: str, derivatives: Mapping[str, Path] | None = None, code_url: str = ""
 ) -> None:
@@ -75,7 +104,8 @@ def write_dataset_files(
     Raises
     ------
     UsageError
-        If ``out_dir`` is the raw dataset itself, which would be overwritten, or cannot be written to.
+        If ``out_dir`` is the raw dataset itself or holds another one, which would be overwritten, or cannot be written
+        to.
     """
     out_dir, bids_dir = Path(out_dir), Path(bids_dir)
     if out_dir.resolve() == bids_dir.resolve():
@@ -88,6 +118,7 @@ def write_dataset_files(
         raise UsageError(
             f"{bids_dir / 'dataset_description.json'} {error}: correct it, a BIDS dataset needs one."
         ) from None
+    check_ours(out_dir, "derivative")
     links = {
         "raw": _link(out_dir, bids_dir),
         **{name: _link(out_dir, Path(path)) for name, path in (derivatives or {}).items()},

@@ -205,6 +205,10 @@ def _images(
         if _is_plain(inside):
             label = inside.parts[0].removeprefix("sub-")
             images[label].setdefault(entities_of(path).get("ses"), []).append(path)
+    for by_session in images.values():
+        for session, paths in by_session.items():
+            # the labelling networks know no contrast agent
+            by_session[session] = [path for path in paths if "ce" not in entities_of(path)] or paths
     return images
 
 

@@ -62,17 +62,18 @@ _KINDS = {
 def bids_uri(path: Path, datasets: Mapping[str, Path]) -> str:
     """A file as BIDS URI: ``bids:<name>:<path>`` in one of the datasets, ``bids::<path>`` if relative (an output).
 
-    The innermost dataset counts, as derivatives often lie inside the raw dataset.
+    The innermost dataset counts, as derivatives often lie inside the raw dataset. A link inside a dataset, of a file or
+    a folder, belongs to it wherever it leads.
     """
     path = Path(path)
     if not path.is_absolute():
         return f"bids::{path.as_posix()}"
-    within = [(name, Path(root).resolve()) for name, root in datasets.items()]
-    within = [(name, root) for name, root in within if path.is_relative_to(root)]
-    if not within:
-        raise ValueError(f"{path} lies in none of the datasets {', '.join(datasets)}.")
-    name, root = max(within, key=lambda item: len(item[1].parts))
-    return f"bids:{name}:{path.relative_to(root).as_posix()}"
+    roots = [(name, way(Path(root))) for name, root in datasets.items() for way in (Path.absolute, Path.resolve)]
+    for place in (path, path.parent.resolve() / path.name):
+        if within := [(name, root) for name, root in roots if place.is_relative_to(root)]:
+            name, root = max(within, key=lambda item: len(item[1].parts))
+            return f"bids:{name}:{place.relative_to(root).as_posix()}"
+    raise ValueError(f"{path} lies in none of the datasets {', '.join(datasets)}.")
 
 
 #: Packages whose versions decide what comes out.

@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
@@ -27,6 +28,7 @@ from bids_petsynth.bids.naming import sidecar_path, stem
 from bids_petsynth.errors import UsageError
 
 INPUT_HASH, SETTINGS_HASH = "InputHash", "SettingsHash"
+_KEY = Path("logs", "hashes.key")
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,35 @@ class Sink:
         hashes = {INPUT_HASH: self.input_hash, SETTINGS_HASH: self.settings_hash}
         write_bytes(beside, json_text({**sidecar, **{key: value for key, value in hashes.items() if value}}).encode())
         return target
+
+
+def hash_key(out_dir: Path) -> str:
+    """The output folder's random key of hashes over clinical values, empty before :func:`make_hash_key`.
+
+    A hash of a few values in a file that is shared would give them away to whoever tries all of them; with a key that
+    is not shared it does not.
+    """
+    try:
+        return (Path(out_dir) / _KEY).read_text(encoding="ascii")
+    except OSError:
+        return ""
+
+
+def make_hash_key(out_dir: Path) -> None:
+    """Make the key of :func:`hash_key` unless it is there; of tasks that start at once all end with the same."""
+    path = Path(out_dir) / _KEY
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        own = _temporary(path)
+        own.write_text(secrets.token_hex(32), encoding="ascii")
+        own.chmod(0o600)
+        try:
+            os.link(own, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            own.replace(path)
+        own.unlink(missing_ok=True)
 
 
 def check_writable(out_dir: Path) -> None:

@@ -119,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
-def settings_from(arguments: argparse.Namespace) -> Settings:
+def settings_from(arguments: argparse.Namespace, threads: int = 1) -> Settings:
     """Check the arguments and freeze them.
 
     Raises
@@ -148,7 +148,7 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
         classifier=arguments.classifier,
         record_values=arguments.record_values,
         nprocs=arguments.nprocs,
-        omp_nthreads=threads_of(arguments),
+        omp_nthreads=threads,
         work_dir=arguments.work_dir,
         plugin=plugin,
         plugin_args=plugin_args,
@@ -197,8 +197,9 @@ def space_from(text: str) -> Space:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it; 0 if every participant is done, 1 if one failed."""
-    settings = settings_from(arguments)
-    set_up(settings.omp_nthreads, arguments.verbose)
+    threads = threads_of(arguments)
+    set_up(threads, arguments.verbose)
+    settings = settings_from(arguments, threads)
     if arguments.reports_only:
         return _reports_only(arguments.participant_label, settings)
     if arguments.boilerplate_only:
@@ -243,7 +244,8 @@ def _with_sources(cases: list, arguments: argparse.Namespace, settings: Settings
     from bids_petsynth.workflows import steps
 
     sources = steps.description_of(settings.model).recipe.conditioning.sources
-    chosen = arguments.participant_label, arguments.session_label, filters_of(arguments)
+    # of any session: a T1w may be paired with a scan of another
+    chosen = arguments.participant_label, None, filters_of(arguments)
     cases = with_others(cases, find_others(settings.bids_dir, sources, *chosen), arguments.max_gap)
     tracers = [name for name in sources if is_pet(name)]
     if not tracers:

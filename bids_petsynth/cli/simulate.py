@@ -14,6 +14,9 @@ from bids_petsynth.errors import UsageError
 if TYPE_CHECKING:  # these import numpy, which must not come before the threads are fixed
     from bids_petsynth.types import Anatomy, Case
 
+#: Age that is told of whoever is older, as in shared datasets (HIPAA, 45 CFR 164.514).
+OLDEST_TOLD = 89
+
 
 def parser() -> argparse.ArgumentParser:
     """Options of the level."""
@@ -71,10 +74,13 @@ def label(case: Case, device: str, seed: int) -> Anatomy:
 
 
 def owner(bids_dir: Path, case: Case) -> tuple[float, float]:
-    """Age and sex of a head's owner from the dataset's tables; NaN where they are not told."""
+    """Age and sex of a head's owner from the dataset's tables; NaN where they are not told.
+
+    Age in whole years and at most 89, as the tables of shared datasets have it: it is written beside a real head.
+    """
     from bids_petsynth.bids.tables import dataset_rows
     from bids_petsynth.clinical.records import read_record
 
     record = read_record(dataset_rows(bids_dir, case.participant, case.session)[0], session=case.session)
     age, sex = (record.get(name) for name in ("age", "sex"))
-    return (float("nan") if age is None else age), (float("nan") if sex is None else sex)
+    return (float("nan") if age is None else float(min(int(age), OLDEST_TOLD))), (float("nan") if sex is None else sex)

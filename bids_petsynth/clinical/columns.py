@@ -23,6 +23,10 @@ _FILLERS = frozenset(
     {"plasma", "edta", "blood", "baseline", "bl", "concentration", "conc", "level", "levels", "value", "result"}
     | {"measured", "in", "of", "at", "the", "simulated", "sim"}
 )
+#: Words of columns that do not hold values as they were measured.
+_TRANSFORMED = frozenset(
+    {"log", "ln", "log2", "log10", "logarithm", "logarithmic", "z", "zscore", "zscores", "percentile", "percentiles"}
+)
 _UNDECLARED = frozenset({"", "n/a", "na", "none", "unknown"})
 _PLAIN_DIMENSIONS = frozenset({"alleles", "points", "code"})
 
@@ -206,6 +210,12 @@ def resolve_column(
             "name it in a mapping file if it is plasma."
         )
         return replace(column, problem=problem, other_fluid=True)
+    if is_plasma and override is None and set(words(f"{name} {description}")) & _TRANSFORMED:
+        problem = (
+            f"{column.place} is described as a logarithm, z-score or percentile, not as what was measured, and is not "
+            "used; give the values as measured, or name the column in a mapping file if it holds them."
+        )
+        return replace(column, problem=problem)
     if variable is None or column.problem:
         return column
 
@@ -219,6 +229,8 @@ def resolve_column(
 def _says_carrier(description: str) -> bool:
     """Whether a description speaks of carriers and not of numbers of alleles."""
     found = set(words(description))
+    if found & {"presence", "positivity"} or "at least one" in " ".join(words(description)):
+        return True
     return "carrier" in found and not found & {"number", "count", "dose", "alleles", "copies"}
 
 

@@ -97,7 +97,7 @@ def read_record(
 
     chosen = {name: _choose(name, readings, warnings) for name in variables()}
     values = {name: _as_value(name, reading) for name, reading in chosen.items()}
-    _add_ratios(values, warnings)
+    _add_ratios(values, chosen, readings, warnings)
     plasma = [r for r in chosen.values() if r and r.value is not None and variables()[r.name].kind == "plasma"]
     warnings += _interval_warnings(plasma, dates, scan_date)
     return ClinicalRecord(values, tuple(dict.fromkeys(warnings)))
@@ -203,28 +203,50 @@ def _as_value(name: str, reading: _Reading | None) -> Value:
     return Value(name, reading.value, reading.status, reading.place, reading.note)
 
 
-def _add_ratios(values: dict[str, Value], warnings: list[str]) -> None:
-    """Compute Aβ42/40 where it is missing and both parts are there, measured with the same assay."""
+def _add_ratios(
+    values: dict[str, Value], chosen: dict[str, _Reading | None], readings: Sequence[_Reading], warnings: list[str]
+) -> None:
+    """Compute Aβ42/40 from parts of one assay where no table that goes before theirs gives it.
+
+    Both parts are of one rank, for a value of the session divided by one of another visit is nobody's ratio.
+    """
     for ratio in [v for v in variables().values() if v.analyte == "ab42_40"]:
-        parts = [_part("ab42", ratio, values), _part("ab40", ratio, values)]
-        numbers = [part.value for part in parts if part is not None and part.value is not None]
-        if values[ratio.name].value is not None or len(numbers) < 2:
+        usable = [_usable(_part(analyte, ratio), readings) for analyte in ("ab42", "ab40")]
+        common = sorted(set(usable[0]) & set(usable[1]))
+        given = chosen[ratio.name]
+        if given is not None and given.value is not None and (not common or given.rank <= common[0]):
             continue
-        value = numbers[0] / numbers[1]
-        names = " and ".join(part.name for part in parts if part)
-        source = "; ".join(dict.fromkeys(part.source for part in parts if part))
+        if not common:
+            if all(usable):
+                places = " and ".join(part[min(part)].place for part in usable)
+                warnings.append(f"{places} are of different visits or tables: {ratio.name} is not computed from them.")
+            continue
+        parts = [part[common[0]] for part in usable]
+        above, below = (part.value or math.nan for part in parts)
+        value = above / below
+        names = " and ".join(part.name for part in parts)
+        source = "; ".join(dict.fromkeys(part.place for part in parts))
         if ratio.is_plausible(value):
             values[ratio.name] = Value(ratio.name, value, "computed", source, f"from {names}")
-        else:
+        elif given is None or given.value is None:
             file = source.split(", ")[0]
             cell = implausible(f"{names} ({source})", sidecar(file), ratio, value, ratio.unit)
             warnings.append(cell.warning)
             values[ratio.name] = Value(ratio.name, None, "missing", source, cell.note)
 
 
-def _part(analyte: str, ratio: Variable, values: dict[str, Value]) -> Value | None:
-    names = (n for n, v in variables().items() if (v.analyte, v.assay) == (analyte, ratio.assay))
-    return next((values[name] for name in names), None)
+def _part(analyte: str, ratio: Variable) -> str:
+    """Name of the variable of an analyte in the ratio's assay, empty if there is none."""
+    return next((n for n, v in variables().items() if (v.analyte, v.assay) == (analyte, ratio.assay)), "")
+
+
+def _usable(name: str, readings: Sequence[_Reading]) -> dict[int, _Reading]:
+    """Rank → the reading of a variable that is used of those with that rank."""
+    found: dict[int, _Reading] = {}
+    for reading in sorted(readings, key=lambda r: (r.rank, r.preference)):
+        if reading.name == name and reading.value is not None:
+            found.setdefault(reading.rank, reading)
+    return found
 
 
 def _limit(name: str) -> int:

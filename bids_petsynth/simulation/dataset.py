@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bids_petsynth.bids.dataset import check_ours
 from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sink import Sink, check_writable
 from bids_petsynth.bids.tables import read_tsv
@@ -28,10 +29,12 @@ from bids_petsynth.types import Anatomy, Case, Grid
 
 README = """# Simulated dataset
 
-Every value and every PET image of this dataset is SIMULATED by bids-petsynth. No scan with a tracer was made and no
-blood was drawn. The T1w images are real heads that were deformed to show the ageing and atrophy of simulated people,
-so several participants may share a head (column `head` of participants.tsv): count heads, not participants, as
-independent. What is learned from these data shows that software works; it says nothing about patients.
+Every value but age and sex and every PET image of this dataset is SIMULATED by bids-petsynth. No scan with a tracer was
+made and no blood was drawn. The T1w images are real heads that were deformed to show the ageing and atrophy of
+simulated people, so several participants may share a head (column `head` of participants.tsv): count heads, not
+participants, as independent. Age (in whole years, 89 for older) and sex are those of the head's owner where that
+dataset tells them, else drawn. What is learned from these data shows that software works; it says nothing about
+patients.
 """
 
 
@@ -84,9 +87,10 @@ def write_dataset(
     Raises
     ------
     UsageError
-        If the folder is not writable or a tracer cannot be simulated.
+        If the folder is not writable or holds another dataset, or a tracer cannot be simulated.
     """
     check_writable(out_dir)
+    check_ours(out_dir, "raw")
     chosen = [tracer_of(tracer).name for tracer in tracers or simulated_tracers()]
     sink = Sink(out_dir)
     rows: list[dict[str, Any]] = []

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sidecars import bids_uri
-from bids_petsynth.bids.sink import Sink, hash_file, hash_settings
+from bids_petsynth.bids.sink import Sink, hash_file, hash_key, hash_settings
 from bids_petsynth.bids.tables import read_tsv
 from bids_petsynth.errors import InputError, UsageError
 from bids_petsynth.evaluation.classifier import Classifier
@@ -79,7 +79,10 @@ def classify(case: Case, record: ClinicalRecord, settings: Settings) -> bool:
     clinical = {name.removeprefix("log ") for source, name in classifier.columns if source == BLOOD}
     values = {name: record.get(name) for name in sorted(clinical)}
     there = all((settings.out_dir / path).is_file() for path in tables.values())
-    made_from = [*(hash_file(settings.out_dir / path) for path in tables.values()), values] if there else []
+    made_from = []
+    if there:
+        files = [hash_file(settings.out_dir / path) for path in tables.values()]
+        made_from = [hash_key(settings.out_dir), *files, values]
     sink = Sink(settings.out_dir, fingerprint(settings.classifier), hash_settings(made_from))
     if there and sink.is_current(target):
         return False

@@ -22,6 +22,7 @@ from bids_petsynth.bids.dataset import (
     write_status,
 )
 from bids_petsynth.bids.naming import output_path
+from bids_petsynth.bids.sink import hash_key, make_hash_key
 from bids_petsynth.errors import InputError, PetsynthError, UsageError
 from bids_petsynth.models.conditioning import used_variables
 from bids_petsynth.models.synthesizer import choose_device
@@ -106,7 +107,7 @@ def plan(case: Case, settings: Settings) -> Job:
     record = steps.record_of(case, settings)
     scan = steps.scan_hash(case)
     used = list(used_variables(record, model.recipe.conditioning.variables))
-    pet = steps.pet_hash(scan, record, used, steps.pets_hash(case))
+    pet = steps.pet_hash(scan, record, used, steps.pets_hash(case), hash_key(settings.out_dir))
     res = round(model.recipe.grid.voxel_size)
     current = tuple(
         tracer
@@ -196,6 +197,7 @@ def run(cases: Sequence[Case], settings: Settings, told: Callable[[Outcome], Non
     """
     from bids_petsynth.reports.citation import write_citation
 
+    make_hash_key(settings.out_dir)
     outcomes: list[Outcome] = []
     unreported: set[str] = set()
 

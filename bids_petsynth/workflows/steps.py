@@ -83,10 +83,13 @@ def scan_hash(case: Case) -> str:
         ) from None
 
 
-def pet_hash(scan: str, record: ClinicalRecord, used: Sequence[str], pets: Sequence[str] = ()) -> str:
-    """Hash of what a synthetic scan depends on: the images and the variables that the model knows."""
+def pet_hash(scan: str, record: ClinicalRecord, used: Sequence[str], pets: Sequence[str] = (), key: str = "") -> str:
+    """Hash of what a synthetic scan depends on: the images and the variables that the model knows.
+
+    ``key`` is the output folder's (``bids.sink.hash_key``).
+    """
     values = {name: record.get(name) for name in used}
-    return hash_settings([scan, values, *([record.notes] if record.notes else []), *pets])
+    return hash_settings([key, scan, values, *([record.notes] if record.notes else []), *pets])
 
 
 def anatomy_sink(settings: Settings, input_hash: str) -> Sink:
