@@ -40,6 +40,7 @@ PATTERNS: dict[str, str] = {
     "figure": "sub-{participant}/figures/{label}_desc-{desc}_{suffix}.{extension}",
     "pet_figure": "sub-{participant}/figures/{label}_trc-{tracer}_desc-{desc}_pet.{extension}",
     "citation": "logs/CITATION.{extension}",
+    "hash_key": "logs/hashes.key",
     "group_regions": "group_desc-synthMean_regions.tsv",
     "status": "status.tsv",
     "group_report": "group.html",

@@ -24,11 +24,10 @@ from typing import Any, BinaryIO
 import nibabel as nib
 import numpy as np
 
-from bids_petsynth.bids.naming import sidecar_path, stem
+from bids_petsynth.bids.naming import output_path, sidecar_path, stem
 from bids_petsynth.errors import UsageError
 
 INPUT_HASH, SETTINGS_HASH = "InputHash", "SettingsHash"
-_KEY = Path("logs", "hashes.key")
 
 
 @dataclass(frozen=True)
@@ -141,14 +140,14 @@ def hash_key(out_dir: Path) -> str:
     is not shared it does not.
     """
     try:
-        return (Path(out_dir) / _KEY).read_text(encoding="ascii")
+        return (Path(out_dir) / output_path("hash_key")).read_text(encoding="ascii")
     except OSError:
         return ""
 
 
 def make_hash_key(out_dir: Path) -> None:
     """Make the key of :func:`hash_key` unless it is there; of tasks that start at once all end with the same."""
-    path = Path(out_dir) / _KEY
+    path = Path(out_dir) / output_path("hash_key")
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         own = _temporary(path)
