@@ -65,7 +65,7 @@ def run(plan: Plan) -> int:
         If the dataset or the output folder is unusable, or a column or model does not exist.
     """
     from bids_petsynth import __version__
-    from bids_petsynth.bids.dataset import write_dataset_files
+    from bids_petsynth.bids.dataset import check_ours, write_dataset_files
     from bids_petsynth.bids.index import participant_labels
     from bids_petsynth.reports.group import state_of
 
@@ -75,6 +75,7 @@ def run(plan: Plan) -> int:
             f"There is no output folder {plan.out_dir}: run the level participant first, or name its folder."
         )
     check_writable(plan.out_dir)
+    check_ours(plan.out_dir, "derivative")
     settings = {**asdict(plan), "nprocs": 0, "command": "", "version": __version__, "code": code_hash()}
     report = plan.out_dir / "group.html"
     state = state_of(_inputs(plan), settings)
