@@ -248,7 +248,7 @@ def drawn(pet: Pet) -> list[Path]:
     Those of a model with a regional part are not (``models.regional.representative``), and a score that takes them as
     such would be up to a fifth too small.
     """
-    if has_regional_part(pet.about["Model"]["Process"]):
+    if has_regional_part(pet.about.get("Model", {}).get("Process", "")):
         return []
     return sorted(pet.mean.parent.glob(pet.mean.name.replace("synthMean", "synth[0-9]*")))
 
