@@ -193,8 +193,8 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
             fit_autoencoder(space, recipe, ground, out / "autoencoder", minutes["autoencoder"], *more)
     modalities = recipe.tracers, recipe.conditioning.sources
     space.to(device).requires_grad_(False).eval()
-    pooled = (*ground.pool, *modalities, ahead_on(device))
-    pool = Pool(ground.case, on_device(space, device), *pooled)
+    pooled, ahead = (*ground.pool, *modalities), ahead_on(device)
+    pool = Pool(ground.case, on_device(space, device), *pooled, ahead)
     model = build_model(recipe, pool, ground, space, text_encoder)
     if start is not None:
         model = start_from(model, start)
@@ -206,8 +206,10 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
             _load_regional(model, out / "regional.safetensors")
     if recipe.pretraining is not None and start is None:
         cases = styled(ground, choose_style(recipe, run.vgg19, device))
+        # VGG's style is made on the device itself, which has no room for several at once
+        ahead = 0 if recipe.pretraining.style == "vgg19" else ahead
         # nothing of it stays in memory
-        pretrain(model, Pool(cases, on_device(space, device), *pooled), minutes["pretraining"], run, fabric)
+        pretrain(model, Pool(cases, on_device(space, device), *pooled, ahead), minutes["pretraining"], run, fabric)
     objective = Objective(model, pool, device, run.texts)
     if first and objective.shared and fabric.world_size > 1:
         run.report(f"{fabric.world_size} processes share each batch, which changes {objective.shared}")
