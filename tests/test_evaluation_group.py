@@ -241,6 +241,8 @@ def test_coverage_of_right_and_of_narrow_intervals():
     table = calibration.coverage_table(pairs(truth, np.ones(1500)), {}).set_index("figure")
     for level in (50, 80, 95):
         assert table.loc["target", f"coverage{level}"] == pytest.approx(level / 100, abs=0.035)
+    # a Student-t with 7 degrees of freedom has a variance of 7/5
+    assert table.loc["target", "spread_skill"] == pytest.approx(np.sqrt(5 / 7), abs=0.1)
     narrow = calibration.coverage_table(pairs(truth, np.ones(1500), sd=0.05), {}).set_index("figure")
     assert narrow.loc["target", "spread_skill"] < 0.6 and narrow.loc["target", "coverage95"] < 0.85
 

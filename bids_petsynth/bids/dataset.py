@@ -57,6 +57,14 @@ _DESCRIPTIONS = {
 }
 
 
+def made_here(about: Mapping[str, Any]) -> bool:
+    """Whether a ``dataset_description.json`` says that this software made the dataset."""
+    makers = about.get("GeneratedBy")
+    makers = makers if isinstance(makers, list) else []
+    names = [str(maker.get("Name", "")) for maker in makers if isinstance(maker, dict)]
+    return any(name.replace("_", "-").startswith("bids-petsynth") for name in names)
+
+
 def check_ours(out_dir: Path, kind: str) -> None:
     """Refuse a folder that holds somebody else's dataset, whose files would be written over.
 
@@ -71,16 +79,13 @@ def check_ours(out_dir: Path, kind: str) -> None:
         If ``dataset_description.json`` is there and of another type, or not of this software.
     """
     path = Path(out_dir) / "dataset_description.json"
+    if not path.is_file():
+        return
     try:
-        about = read_json(path) if path.is_file() else None
+        about = read_json(path)
     except ValueError:
         about = {}
-    if about is None:
-        return
-    makers = about.get("GeneratedBy")
-    makers = [maker for maker in makers if isinstance(maker, Mapping)] if isinstance(makers, list) else []
-    ours = any(str(maker.get("Name", "")).replace("_", "-").startswith("bids-petsynth") for maker in makers)
-    if not ours or about.get("DatasetType", "raw") != kind:
+    if not made_here(about) or about.get("DatasetType", "raw") != kind:
         raise UsageError(
             f"{out_dir} holds another dataset, whose files would be written over; choose a new or an empty folder."
         )

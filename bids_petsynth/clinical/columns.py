@@ -228,8 +228,9 @@ def resolve_column(
 
 def _says_carrier(description: str) -> bool:
     """Whether a description speaks of carriers and not of numbers of alleles."""
-    found = set(words(description))
-    if found & {"presence", "positivity"} or "at least one" in " ".join(words(description)):
+    said = words(description)
+    found = set(said)
+    if found & {"presence", "positivity"} or "at least one" in " ".join(said):
         return True
     return "carrier" in found and not found & {"number", "count", "dose", "alleles", "copies"}
 

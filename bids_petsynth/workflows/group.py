@@ -238,16 +238,13 @@ def say(line: str) -> None:
 
 def is_simulated(bids_dir: Path) -> bool:
     """Whether the dataset says that ``simulate`` or ``bids-petsynth-example`` made it."""
+    from bids_petsynth.bids.dataset import made_here
     from bids_petsynth.bids.tables import read_json
 
     try:
-        about = read_json(bids_dir / "dataset_description.json")
+        return made_here(read_json(bids_dir / "dataset_description.json"))
     except ValueError:
         return False
-    makers = about.get("GeneratedBy")
-    makers = makers if isinstance(makers, list) else []
-    names = [str(maker.get("Name", "")) for maker in makers if isinstance(maker, dict)]
-    return any(name.replace("_", "-").startswith("bids-petsynth") for name in names)
 
 
 def made_by(folder: Path | None, cohort: Cohort) -> tuple[Path, dict] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def sources_of(case: Case, settings: Settings, given: Sequence[Path] = ()) -> li
     """BIDS URIs of the input images, those that were ``given`` beside the T1w among them."""
     datasets = {"raw": settings.bids_dir, **settings.derivatives}
     files = [case.derivatives.get("preproc_t1w", case.t1w), case.derivatives.get("brain_mask"), *given]
-    return [bids_uri(Path(os.path.abspath(file)), datasets) for file in files if file]
+    return [bids_uri(Path(file).absolute(), datasets) for file in files if file]
 
 
 def last_of(case: Case, target: str, res: int) -> Path:
