@@ -41,15 +41,14 @@ from types import SimpleNamespace
 from bids_petsynth.training.loop import Share
 from bids_petsynth.training.objective import Objective
 from bids_petsynth.training.losses import charbonnier
+from bids_petsynth.training.pairs import Batch
 from bids_petsynth.types import ClinicalRecord
 assert abs(charbonnier(torch.full((1, 1), 3.0), torch.zeros(1, 1), 4.0).item() - 5) < 1e-6
 rng = torch.Generator().manual_seed(0)
 latents = torch.randn(2, 8, *(n // 4 for n in SHAPE), generator=rng)
-labels = torch.rand(2, CLASSES, *(n // 2 for n in SHAPE), generator=rng).softmax(1)
-batch = SimpleNamespace(
-    latents=latents, labels=labels, t1w=torch.rand(2, *SHAPE, generator=rng),
-    records=[ClinicalRecord({})] * 2, tracers=["AV45"] * 2, given=None,
-)
+labels = torch.rand(2, CLASSES, *(n // 2 for n in SHAPE), generator=rng).softmax(1).mul(255).round().byte()
+t1w = torch.rand(2, *SHAPE, generator=rng)
+batch = Batch(t1w, labels, latents, (ClinicalRecord({}),) * 2, ("AV45",) * 2)
 pool = SimpleNamespace(batch=lambda step, n, rng, some: batch)
 found = {}
 for weight in (0.0, 1.0, 2.0):

@@ -87,6 +87,7 @@ def test_of_another_model_than_made_the_scans_nothing_is_said(tmp_path):
     for path in out.rglob("*_pet.json"):
         sidecar = json.loads(path.read_text())
         sidecar["Model"] |= {"Name": "ours"}
+        del sidecar["Conditioning"]  # nor does it tell what it takes
         path.write_text(json.dumps(sidecar))
     assert run(bids, out) == 0
     seen = check_page(out).seen
