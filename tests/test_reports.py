@@ -24,6 +24,7 @@ from bids_petsynth.bids.sidecars import synthesis_metadata
 from bids_petsynth.bids.sink import Sink
 from bids_petsynth.cli.main import main
 from bids_petsynth.models.conditioning import used_variables
+from bids_petsynth.models.folder import Model
 from bids_petsynth.models.recipe import load_recipe
 from bids_petsynth.models.synthesizer import built_in
 from bids_petsynth.pet.quantification import normalise, quantify
@@ -259,6 +260,14 @@ def test_methods_name_only_what_ran(out, tmp_path, capsys):
 DIRECT = ("regression", "attention-unet")
 
 
+def model_of_recipe(name: str) -> Model:
+    """The built-in model as if it had that recipe and had seen all of its sources in training."""
+    recipe = load_recipe(name)
+    seen = dict.fromkeys(recipe.conditioning.sources, ((0.0,), (1.0,)))
+    model = replace(description_of(None), recipe=recipe, scaling=seen)
+    return model if name == "petsynth" else replace(model, regional=None)
+
+
 @pytest.mark.parametrize(
     ("name", "given", "said", "unsaid"),
     [
@@ -297,8 +306,7 @@ DIRECT = ("regression", "attention-unet")
     ],
 )
 def test_methods_tell_what_a_recipe_is_given_and_how_it_draws(name, given, said, unsaid):
-    model = replace(description_of(None), recipe=load_recipe(name))
-    model = model if name == "petsynth" else replace(model, regional=None)
+    model = model_of_recipe(name)
     about = synthesis_metadata(synthesis_of(model, 0, 8, "AV45", given), ClinicalRecord({}), ["age"])
     pet = Pet(tracer_named("AV45"), Path(), Path(), about, (), {"target": "amyloid_cortex"})
     found = methods([Scan(Case("01", None, None), None, None, None, {"BiasCorrection": "N4"}, [pet], {})])
@@ -314,7 +322,7 @@ def test_methods_tell_what_a_recipe_is_given_and_how_it_draws(name, given, said,
 
 
 def test_methods_tell_of_a_synthetic_t1w_beside_pet_and_alone():
-    model = replace(description_of(None), recipe=load_recipe("acadiff"), regional=None)
+    model = model_of_recipe("acadiff")
     about = synthesis_metadata(synthesis_of(model, 0, 8, "T1w", ("FDG",)), ClinicalRecord({}), ["age"])
     scan = Scan(Case("01", None, None), None, None, None, {"BiasCorrection": "N4"}, [], {}, drawn_about=about)
     alone = methods([scan]).markdown
