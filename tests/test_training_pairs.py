@@ -184,7 +184,7 @@ def test_a_tiny_run_trains_resumes_and_writes_a_model(tmp_path, monkeypatch):
     row = {k: float(ranges["AV45"]["left_superior_frontal"][k]) for k in ("p05", "mean", "p95", "sd")}
     assert 0 < row["p05"] < row["mean"] < row["p95"] and row["sd"] > 0
     # a regional flow trained anew is another one, and nothing else is
-    calibration.main([str(arrays), str(folder), "--regional", "--keep-texture"])
+    calibration.main([str(arrays), str(folder), "--regional", "--keep", "texture"])
     again = load_model(folder)
     assert again.texture == model.texture and again.weights_sha256 != model.weights_sha256
     pairs_of = ((getattr(m, part).state_dict() for m in (model, again)) for part in ("denoiser", "regional"))

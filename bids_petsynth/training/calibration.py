@@ -24,12 +24,13 @@ from bids_petsynth.training.validation import CARD_DRAWS, calibration, evaluate
 
 
 def recalibrate(
-    folder: Path, model: Synthesizer, ground: Ground, regional: bool = False, texture: bool = True
+    folder: Path, model: Synthesizer, ground: Ground, regional: bool = False, keep: str | None = None
 ) -> Model:
     """Calibrate a model with a regional part anew, on the ground's held-out people, and put that into its folder.
 
     ``regional`` has the regional flow of the model's recipe trained from the start before, on the ground's people.
-    Without ``texture`` the gains on the detail of draws, which is the image flow's, stay as they are.
+    What ``keep`` names, the factors (``"spread"``) or the gains on detail (``"texture"``), stays as it is: the first are
+    the regional flow's, the second the image flow's.
 
     Returns
     -------
@@ -39,17 +40,20 @@ def recalibrate(
     Raises
     ------
     UsageError
-        If the model has no regional part.
+        If the model has no regional part, or a new one is to keep the factors of the old one.
     """
     if model.regional is None:
         raise UsageError(f"The model {folder} has no regional part; its draws are calibrated when it is trained.")
-    people, files, sensitivity = ground.held_people(), {}, {}
+    if regional and keep == "spread":
+        raise UsageError("Spread factors are those of one regional flow; leave out --keep spread to train it anew.")
+    people, files, sensitivity = None if keep == "spread" else ground.held_people(), {}, {}
     if regional:
         fresh = replace(with_fresh_regional(model.model), version=date.today().isoformat())
         fit_part(fresh, ground.people())
         model = Synthesizer(fresh, model.device, model.texts)
         files, sensitivity = dict(weights_files(fresh)), sensitivity_figures(model, people)
-    found = replace(model.model, **calibration(model, people, ground.texture_cases if texture else None))
+    cases = None if keep == "texture" else ground.texture_cases
+    found = replace(model.model, **calibration(model, people, cases))
     # what is drawn depends on the gains, so that the figures come after them
     figures, _ = evaluate(
         Synthesizer(found, model.device, model.texts),
@@ -89,7 +93,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--regional", action="store_true", help="train the regional flow anew before")
-    parser.add_argument("--keep-texture", action="store_true", help="leave the gains on the draws' detail as they are")
+    parser.add_argument(
+        "--keep", choices=("spread", "texture"), help="leave the spread factors, or the gains on detail, as they are"
+    )
     args = parser.parse_args(argv)
     model = Synthesizer.load(args.model, args.device)
     if not model.model.demonstration:
@@ -97,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{args.model} was trained on real PET: simulated people must not calibrate it; train it anew."
         )
     ground = SimulatedGround(args.arrays, model.model.recipe)
-    print(spread_section(recalibrate(args.model, model, ground, args.regional, not args.keep_texture), True))
+    print(spread_section(recalibrate(args.model, model, ground, args.regional, args.keep), True))
 
 
 if __name__ == "__main__":

@@ -201,18 +201,19 @@ def _spectra(
 
 
 def calibration(
-    synthesizer: Synthesizer, people: RegionalPeople, cases: Callable[[], Iterable[TrainingCase]] | None
+    synthesizer: Synthesizer, people: RegionalPeople | None, cases: Callable[[], Iterable[TrainingCase]] | None
 ) -> dict[str, Mapping]:
     """Fields of :class:`bids_petsynth.models.folder.Model` that calibrate one with a regional part.
 
-    ``people`` are for the spread, ``cases`` for the texture of the draws that have it, which is left out if None.
+    ``people`` are for the spread, ``cases`` for the texture of the draws that have it; what is None is left out.
     """
-    spread, of_target = regional_spread(synthesizer, people)
-    fields = {"spread": spread, "target_spread": of_target}
-    if cases is None:
-        return fields
-    engine = Synthesizer(replace(synthesizer.model, **fields), synthesizer.device, synthesizer.texts)
-    return fields | {"texture": texture_gains(engine, cases)}
+    fields: dict[str, Mapping] = {}
+    if people is not None:
+        fields["spread"], fields["target_spread"] = regional_spread(synthesizer, people)
+    if cases is not None:
+        engine = Synthesizer(replace(synthesizer.model, **fields), synthesizer.device, synthesizer.texts)
+        fields["texture"] = texture_gains(engine, cases)
+    return fields
 
 
 def asked(case: TrainingCase, tracer: str, n: int, seed: int) -> tuple:
