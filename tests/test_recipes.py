@@ -33,11 +33,14 @@ def trained(request, site_with_t2w, prepared_site, tmp_path_factory) -> Path:
     """The folder that ``train`` wrote for one recipe."""
     recipe, site = shrunk(request.param), site_with_t2w
     out = tmp_path_factory.mktemp("out")
-    coarse_preparation(site, prepared_site, recipe, out / "models" / f"{recipe.name}-training")
+    training = out / "models" / f"{recipe.name}-training"
+    coarse_preparation(site, prepared_site, recipe, training)
+    made = {path: path.stat().st_mtime_ns for path in training.rglob("*.npz")}
     path = out / "recipe.toml"
     path.write_text(recipe_text(recipe))
     command = [str(site), str(out), "train", "--recipe", str(path), "--held-out", ".34", "--name", recipe.name]
     assert main(command) == 0
+    assert made == {path: path.stat().st_mtime_ns for path in training.rglob("*.npz")}, "what was prepared is not taken"
     return out / "models" / recipe.name
 
 

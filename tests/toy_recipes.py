@@ -76,7 +76,7 @@ def coarse_preparation(site: Path, prepared: Path, recipe: Recipe, out: Path) ->
         head["labels"] = _pooled(head["labels"]).round().astype(np.uint8)
         head["t1w"] = _pooled(head["t1w"][None])[0].astype(np.float16)
         head |= {name: head[name][::2, ::2, ::2] for name in ("measured", "codes")} | {"affine": affine}
-        key = hash_settings([hash_of(case.t1w), recipe.grid.model_dump(mode="json"), weights_hash()])
+        key = hash_settings([hash_of(case.t1w), recipe.grid.model_dump(mode="json"), recipe.label_pool, weights_hash()])
         np.savez(out / "heads" / f"{case.label}_{key[:12]}.npz", **head)
         for other in find_others(site, recipe.conditioning.sources, [case.participant]):
             key = hash_settings([hash_of(other.path), other.modality, placement(affine)])
