@@ -15,7 +15,7 @@ FIRST = ("test_train_command.py", "test_participant_spaces.py", "test_participan
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each process of a run one core: threads of several on the same cores wait for each other most of the time."""
+    """Give each process of a run one core: threads of several on the same cores mostly wait for each other."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
