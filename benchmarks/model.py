@@ -29,6 +29,7 @@ from bids_petsynth.anatomy.alignment import mean_t1w, template_grid
 from bids_petsynth.anatomy.regions import lookup, n_classes
 from bids_petsynth.evaluation import baselines as base
 from bids_petsynth.evaluation import image
+from bids_petsynth.models.folder import calibration_text
 from bids_petsynth.models.recipe import Recipe
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.pet.quantification import normalise, possible, region_means
@@ -231,7 +232,7 @@ def evaluate_person(
     classes = case.classes.numpy()
     labels = dseg_codes(case.measured.numpy(), bench.grid)
     brain = labels > 0
-    where = bench.to_template(case)
+    where = bench.to_template(case) if fitted else None
     window = image.taper(brain, bench.voxel_size)
     out = {
         "head": np.array(case.head),
@@ -259,7 +260,7 @@ def evaluate_person(
                 out[f"{tracer}/spectrum_draws"] = np.mean(spectra, 0)
                 mean = volumes.mean(0)
                 out[f"{tracer}/spectrum_mean"] = image.power_spectrum(mean, window, bench.voxel_size, EDGES)
-            for name, volume in fitted[tracer].predict(case, where, variant):
+            for name, volume in fitted[tracer].predict(case, where, variant) if fitted else ():
                 predicted[f"{tracer}/{variant}/{name}"] = volume
         for key, volume in predicted.items():
             volume = normalise(volume[None], labels, bench.grid, spec)
@@ -290,6 +291,7 @@ def run(arguments: argparse.Namespace) -> None:
     plan = {name: getattr(arguments, name) for name in ("draws", "seed", "heads", "training")}
     plan |= {"tracers": tracers, "variables": [spec.name for spec in recipe.conditioning.variables]}
     plan |= {"model": f"{recipe.name} {model.model.version}", "weights": model.model.weights_sha256}
+    plan["calibration"] = json.loads(calibration_text(model.model))
     with arguments.arrays.open("rb") as file:
         plan["arrays"] = hashlib.file_digest(file, "sha256").hexdigest()
     out.mkdir(parents=True, exist_ok=True)
@@ -305,7 +307,7 @@ def run(arguments: argparse.Namespace) -> None:
     # of several runs at once, each makes its own share and then looks what is still missing
     shared = sorted(range(arguments.training), key=lambda number: number % step != first - 1)
     timed(lambda number: training_person(bench, seen, number), shared, "training people")
-    fitted = {tracer: Baselines(bench, tracer, arguments.training) for tracer in tracers}
+    fitted = {tracer: Baselines(bench, tracer, arguments.training) for tracer in tracers if arguments.training}
     chosen = {
         tracer: {"blur": b.blur} | {f"{v} {key}": b.fits[v][key] for v in VARIANTS for key in ("k", "alpha")}
         for tracer, b in fitted.items()
@@ -363,7 +365,7 @@ def main() -> None:
     one.add_argument("--model", type=Path, help="model folder; the built-in one by default")
     one.add_argument("--tracers", nargs="+", help="all of the model's by default")
     one.add_argument("--heads", choices=["unseen", "seen"], default="unseen")
-    one.add_argument("--training", type=int, default=300, help="people that the baselines learn from")
+    one.add_argument("--training", type=int, default=300, help="people that the baselines learn from; 0 for none")
     one.add_argument("--part", type=part, default=(1, 1), help="K/N: every N-th person, for N runs at once")
     one.add_argument("--device", default="cpu")
     one.add_argument("--threads", type=int, default=1)

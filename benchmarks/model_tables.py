@@ -114,7 +114,7 @@ def print_tables(out: Path, recipe: Recipe) -> None:
             " regional MAE | bias | median r | median ICC(2,1) | residual r |\n|" + "---|" * 12
         )
         with np.load(out / "population.npz") as file:
-            population = file[tracer]
+            population = file.get(tracer)
         for method in METHODS:
             for variant in VARIANTS:
                 if f"{tracer}/{variant}/{method}/regional" in results.figures:
@@ -163,6 +163,8 @@ def error_rows(results: Results, tracer: str) -> Iterator[str]:
     for figure in ("MAE brain", "regional MAE"):
         ours = error("model", figure)
         for method in ("mean", "matched", "ridge", "painted"):
+            if f"{tracer}/plasma/{method}/regional" not in results.figures:
+                continue  # without baselines
             theirs = error(method, figure)
             bar, most = ("≤ 1.02", 1.02) if method == "painted" else ("< 1", np.nextafter(1, 0))
             ratio = results.interval(lambda i, o=ours, t=theirs: o[i].mean() / t[i].mean())
@@ -241,8 +243,8 @@ def uncertainty_rows(results: Results, tracer: str, found: dict | None) -> Itera
         yield f"| Centiloid: Bland–Altman mean and limits, {variant} | | {listed} | |"
 
 
-def method_row(results: Results, tracer: str, variant: str, method: str, population: np.ndarray) -> str:
-    """Image and regional figures of one method, means over people."""
+def method_row(results: Results, tracer: str, variant: str, method: str, population: np.ndarray | None) -> str:
+    """Image and regional figures of one method, means over people; ``population`` are the regions of the baselines'."""
     key = f"{tracer}/{variant}/{method}"
     true, ours = results[f"{tracer}/regional"], results[f"{key}/regional"]
     names = ("mae_brain", "mae_fov", "psnr_brain", "ssim_brain", "psnr_minmax", "ssim_minmax")
@@ -258,6 +260,6 @@ def method_row(results: Results, tracer: str, variant: str, method: str, populat
         f"{np.nanmean(regional.bias(ours, true)):+.4f}",
         f"{np.nanmedian(regional.correlation(ours, true)):.3f}",
         f"{np.nanmedian(icc):.3f}",
-        f"{regional.residual_correlation(ours, true, population):.3f}",
+        "–" if population is None else f"{regional.residual_correlation(ours, true, population):.3f}",
     ]
     return f"| {method} | {variant} | " + " | ".join(figures) + " |"

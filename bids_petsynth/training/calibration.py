@@ -29,8 +29,8 @@ def recalibrate(
     """Calibrate a model with a regional part anew, on the ground's held-out people, and put that into its folder.
 
     ``regional`` has the regional flow of the model's recipe trained from the start before, on the ground's people.
-    What ``keep`` names, the factors (``"spread"``) or the gains on detail (``"texture"``), stays as it is: those are the
-    regional flow's, these the image flow's.
+    What ``keep`` names, the factors (``"spread"``) or the gains on detail (``"texture"``), stays as it is: the
+    first are the regional flow's, the second the image flow's.
 
     Returns
     -------
