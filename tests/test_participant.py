@@ -48,6 +48,14 @@ def test_every_expected_file_and_no_other(run):
     assert listing(run) == EXPECTED.read_text().split()
 
 
+def test_nipype_is_left_as_it_was(run):
+    from nipype import config
+
+    defaults = {"remove_node_directories": "false", "create_report": "true", "job_finished_timeout": "5"}
+    assert {name: config.get("execution", name) for name in defaults} == defaults
+    assert config.get("logging", "workflow_level") == "INFO"
+
+
 def test_validator_finds_no_error(run):
     tool = shutil.which("bids-validator-deno", path=str(Path(__import__("sys").executable).parent))
     assert tool, "bids-validator-deno is not in this environment; `make env` installs it"

@@ -268,10 +268,9 @@ def run(cases: Sequence[Case], settings: Settings, told: Callable[[Outcome], Non
 
 def _run_batch(jobs: list[Job], settings: Settings, plugin: str, tell: Callable[..., None]) -> str:
     """Run the workflows of some jobs, telling each outcome as it comes; return what to say of those that left none."""
-    from nipype import config
     from nipype.pipeline import engine as pe
 
-    from bids_petsynth.workflows.workers import be_quiet
+    from bids_petsynth.workflows.workers import QUIET, configured
 
     try:
         base = Path(tempfile.mkdtemp(prefix="petsynth_", dir=settings.work_dir))
@@ -289,8 +288,6 @@ def _run_batch(jobs: list[Job], settings: Settings, plugin: str, tell: Callable[
         "remove_node_directories": "true",
         "stop_on_first_crash": "false",
     }
-    config.update_config({"execution": execution})
-    be_quiet()
     due = {}
     for job in jobs:
         for part in job.parts:
@@ -309,11 +306,12 @@ def _run_batch(jobs: list[Job], settings: Settings, plugin: str, tell: Callable[
             tell(*key, *note)
 
     on_gpu = choose_device(settings.device).startswith("cuda")
-    workflow = pe.Workflow(name="petsynth", base_dir=str(base))
-    workflow.add_nodes([init_participant_wf(job, settings, on_gpu) for job in jobs])
     reason = _LOST[plugin]
     try:
-        workflow.run(plugin=_plugin(plugin, settings, finished))
+        with configured({"execution": execution, "logging": QUIET}):
+            workflow = pe.Workflow(name="petsynth", base_dir=str(base))
+            workflow.add_nodes([init_participant_wf(job, settings, on_gpu) for job in jobs])
+            workflow.run(plugin=_plugin(plugin, settings, finished))
     except PetsynthError as error:
         reason = str(error)
     except RuntimeError as error:  # Nipype's summary of nodes that were lost

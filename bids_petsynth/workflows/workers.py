@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from nipype.pipeline.plugins.base import DistributedPluginBase
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
+
+#: Nipype prints nothing: what users need to know is told by the level that runs.
+QUIET = dict.fromkeys(("workflow_level", "interface_level", "utils_level"), "CRITICAL")
 
 
 class GoesOn(DistributedPluginBase):
@@ -64,13 +69,25 @@ class Workers(GoesOn, MultiProcPlugin):
 def _start(folder: str) -> None:
     """First thing in a worker: as Nipype does, and no log lines of Nipype's."""
     process_initializer(folder)
-    be_quiet()
+    configure({"logging": QUIET})
 
 
-def be_quiet() -> None:
-    """Keep Nipype from printing: what users need to know is told by the level that runs."""
+def configure(settings: Mapping[str, Mapping[str, str]]) -> None:
+    """Set these of Nipype's settings, by section, for the whole process."""
     from nipype import config, logging
 
-    quiet = {"workflow_level": "CRITICAL", "interface_level": "CRITICAL", "utils_level": "CRITICAL"}
-    config.update_config({"logging": quiet})
+    config.update_config(settings)
     logging.update_logging(config)
+
+
+@contextmanager
+def configured(settings: Mapping[str, Mapping[str, str]]) -> Iterator[None]:
+    """:func:`configure` for a while: a program that calls this may have workflows of its own."""
+    from nipype import config
+
+    before = {name: {key: config.get(name, key) for key in section} for name, section in settings.items()}
+    configure(settings)
+    try:
+        yield
+    finally:
+        configure(before)
