@@ -9,14 +9,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bids_petsynth.anatomy.segmentation import weights_hash
 from bids_petsynth.bids.index import find_cases
 from bids_petsynth.bids.others import find_others
 from bids_petsynth.bids.pets import find_pets
-from bids_petsynth.bids.sink import hash_settings
 from bids_petsynth.models.recipe import Recipe, load_recipe
 from bids_petsynth.pet.tracers import canonical
-from bids_petsynth.training.preparing import hash_of, placement
+from bids_petsynth.training.preparing import Preparation, head_path, other_path, scan_path
 
 RECIPES = (
     "petsynth",
@@ -65,6 +63,7 @@ def coarse_preparation(site: Path, prepared: Path, recipe: Recipe, out: Path) ->
 
     The names are those under which ``train`` looks for what it has prepared, so labelling is not paid again.
     """
+    how = Preparation(out)
     for part in ("heads", "scans"):
         (out / part).mkdir(parents=True)
     for case in find_cases(site):
@@ -76,17 +75,14 @@ def coarse_preparation(site: Path, prepared: Path, recipe: Recipe, out: Path) ->
         head["labels"] = _pooled(head["labels"]).round().astype(np.uint8)
         head["t1w"] = _pooled(head["t1w"][None])[0].astype(np.float16)
         head |= {name: head[name][::2, ::2, ::2] for name in ("measured", "codes")} | {"affine": affine}
-        key = hash_settings([hash_of(case.t1w), recipe.grid.model_dump(mode="json"), recipe.label_pool, weights_hash()])
-        np.savez(out / "heads" / f"{case.label}_{key[:12]}.npz", **head)
+        np.savez(head_path(case, recipe, how), **head)
         for other in find_others(site, recipe.conditioning.sources, [case.participant]):
-            key = hash_settings([hash_of(other.path), other.modality, placement(affine)])
-            path = out / "scans" / f"{other.label}_{key[:12]}.npz"
+            path = other_path(other, affine, how)
             np.savez(path, suvr=np.clip(1.8 - head["t1w"], 0, None).astype(np.float16))
             path.with_suffix(".jpg").write_bytes(b"\xff\xd8")
         for pet in find_pets(site, [case.participant], canonical=canonical):
             (old,) = (prepared / "scans").glob(f"{pet.label}_*.npz")
-            key = hash_settings([hash_of(pet.path), dict(pet.sidecar), None, None, placement(affine)])
-            path = out / "scans" / f"{pet.label}_{key[:12]}.npz"
+            path = scan_path(pet, affine, how)
             with np.load(old, allow_pickle=False) as file:
                 np.savez(path, suvr=_pooled(file["suvr"][None])[0].astype(np.float16))
             path.with_suffix(".json").write_text(json.dumps({"notes": ""}))

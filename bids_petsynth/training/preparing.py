@@ -18,7 +18,7 @@ from bids_petsynth.models.recipe import Recipe
 from bids_petsynth.pet.quantification import quantify
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training.real import Stored, load_scan, store_head, store_scan
-from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid, OtherScan
+from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid, OtherScan, PetScan
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -157,17 +157,15 @@ def _row(pair: Pair, status: str, reason: str) -> dict[str, object]:
 
 
 def _head(case: Case, recipe: Recipe, how: Preparation) -> tuple[Path, Anatomy]:
-    """A head on the model grid, kept under a name that changes with the scan, the grids and the networks that label."""
+    """A head on the model grid, labelled unless it is kept already, and where it is kept."""
     from bids_petsynth.anatomy.head import analyse_head
     from bids_petsynth.anatomy.volume import read_t1w
 
-    grid = recipe.grid
-    key = hash_settings([hash_of(case.t1w), grid.model_dump(mode="json"), recipe.label_pool, weights_hash()])
-    path = how.work / "heads" / f"{case.label}_{key[:12]}.npz"
+    path = head_path(case, recipe, how)
     if not path.is_file():
         t1w = read_t1w(case.t1w, case.label)
-        shape = tuple(grid.shape)
-        anatomy = analyse_head(t1w, case.label, shape, grid.voxel_size, device=how.device, seed=how.seed).anatomy
+        shape, voxel_size = tuple(recipe.grid.shape), recipe.grid.voxel_size
+        anatomy = analyse_head(t1w, case.label, shape, voxel_size, device=how.device, seed=how.seed).anatomy
         store_head(anatomy, recipe.label_pool, path)
     with np.load(path, allow_pickle=False) as file:
         codes, t1w = file["codes"], file["t1w"].astype(np.float32)
@@ -182,10 +180,7 @@ def _scan(pair: Pair, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[st
     from bids_petsynth.reports.training import pair_picture
 
     pet, spec = pair.pet, tracer_named(pair.pet.tracer)
-    key = hash_settings(
-        [hash_of(pet.path), dict(pet.sidecar), how.window_min, how.fwhm, placement(anatomy.grid.affine)]
-    )
-    path = how.work / "scans" / f"{pet.label}_{key[:12]}.npz"
+    path = scan_path(pet, anatomy.grid.affine, how)
     figures = path.with_suffix(".json")
     if not (path.is_file() and figures.is_file()):
         made = prepare_pet(pet, anatomy, spec, window_min=how.window_min, fwhm=how.fwhm, seed=how.seed)
@@ -207,8 +202,7 @@ def _other(scan: OtherScan, anatomy: Anatomy, how: Preparation) -> tuple[Path, d
     from bids_petsynth.anatomy.others import prepare_other
     from bids_petsynth.reports.training import other_picture
 
-    key = hash_settings([hash_of(scan.path), scan.modality, placement(anatomy.grid.affine)])
-    path = how.work / "scans" / f"{scan.label}_{key[:12]}.npz"
+    path = other_path(scan, anatomy.grid.affine, how)
     if not path.is_file():
         store_scan(prepare_other(scan, anatomy, how.seed), path)
     picture = path.with_suffix(".jpg")
@@ -218,12 +212,36 @@ def _other(scan: OtherScan, anatomy: Anatomy, how: Preparation) -> tuple[Path, d
     return path, {"picture": f"{path.parent.name}/{picture.name}"}
 
 
-def placement(affine: np.ndarray) -> list[object]:
+def head_path(case: Case, recipe: Recipe, how: Preparation) -> Path:
+    """Where a head is kept: the name changes with the T1w, the grids and the networks that label."""
+    made_of = [_hash_of(case.t1w), recipe.grid.model_dump(mode="json"), recipe.label_pool, weights_hash()]
+    return _kept(how.work / "heads", case.label, made_of)
+
+
+def scan_path(pet: PetScan, affine: np.ndarray, how: Preparation) -> Path:
+    """Where a PET scan in SUVR is kept: the name changes with scan, sidecar, settings and the head that it lies on.
+
+    ``affine`` says where that head's grid lies.
+    """
+    made_of = [_hash_of(pet.path), dict(pet.sidecar), how.window_min, how.fwhm, _placement(affine)]
+    return _kept(how.work / "scans", pet.label, made_of)
+
+
+def other_path(scan: OtherScan, affine: np.ndarray, how: Preparation) -> Path:
+    """Where a T2w, FLAIR or CT image is kept, as :func:`scan_path`."""
+    return _kept(how.work / "scans", scan.label, [_hash_of(scan.path), scan.modality, _placement(affine)])
+
+
+def _kept(folder: Path, label: str, made_of: list[object]) -> Path:
+    return folder / f"{label}_{hash_settings(made_of)[:12]}.npz"
+
+
+def _placement(affine: np.ndarray) -> list[object]:
     """What of a head decides how its other scans are prepared: where it lies, and what labelled it."""
     return [affine.tolist(), weights_hash()]
 
 
-def hash_of(path: Path) -> str:
+def _hash_of(path: Path) -> str:
     """Hash of a file.
 
     Raises
