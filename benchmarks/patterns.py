@@ -19,6 +19,7 @@ from bids_petsynth.evaluation import baselines as base
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.pet.quantification import normalise
 from bids_petsynth.pet.tracers import tracer as tracer_named
+from bids_petsynth.reports.figures import display_of
 from bids_petsynth.training.labelling import UNSEEN
 from bids_petsynth.training.pairs import dseg_codes, load_heads
 from bids_petsynth.training.simulated import evaluation_cases
@@ -53,13 +54,14 @@ def draw(scans: dict[tuple[str, str, str], np.ndarray], tracers: tuple[str, ...]
     for axis, (group, kind) in zip(axes[0], kinds, strict=True):
         axis.set_title(f"{group}, {kind}", fontsize=10)
     for row, name in zip(axes, tracers, strict=True):
-        low, high = tracer_named(name).display
+        tracer = tracer_named(name)
+        (low, high), colours = tracer.display, display_of(tracer).overlay
         for axis, (group, kind) in zip(row, kinds, strict=True):
             scan = scans[name, group, kind]
             flat = np.rot90(scan[:, :, 50]), np.rot90(scan[46, :, :])
             height = max(view.shape[0] for view in flat)
             views = [np.pad(view, ((0, height - view.shape[0]), (0, 0))) for view in flat]
-            shown = axis.imshow(np.hstack(views), cmap="nipy_spectral", vmin=low, vmax=high)
+            shown = axis.imshow(np.hstack(views), cmap=colours, vmin=low, vmax=high)
             axis.set_xticks([])
             axis.set_yticks([])
         row[0].set_ylabel(name, fontsize=11)
