@@ -341,17 +341,30 @@ def line(found: Mapping) -> str:
         "–" if VARIANTS[found["variant"]].weights else f"{found['peak_gib']:.1f}",
     ]
     missed = found.get("asked", len(rows)) - len(rows)
-    name = found["variant"] + (f" ({missed} people's images cannot be measured)" if missed else "")
+    name = found["variant"] + (f", {found['seeds']} seeds" if found.get("seeds", 1) > 1 else "")
+    name += f" ({missed} people's images cannot be measured)" if missed else ""
     return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def pooled(several: Sequence[Mapping]) -> dict:
+    """The runs of one variant with several seeds as one: the people of all, mean time, largest memory."""
+    return {
+        **several[0],
+        "seeds": len(several),
+        "people": [row for one in several for row in one["people"]],
+        "asked": sum(one.get("asked", len(one["people"])) for one in several),
+        "all_minutes": float(np.mean([one["all_minutes"] for one in several])),
+        "peak_gib": max(one["peak_gib"] for one in several),
+    }
 
 
 def table(arguments: argparse.Namespace) -> None:
     """Print what is there, in the order of the variants."""
-    order = list(VARIANTS)
-    found = [json.loads(path.read_text()) for path in arguments.out.glob("*/people.json")]
+    found = [json.loads(path.read_text()) for path in sorted(arguments.out.glob("*/people.json"))]
     print(HEADER)
-    for one in sorted(found, key=lambda one: order.index(one["variant"])):
-        print(line(one))
+    for name in VARIANTS:
+        if several := [one for one in found if one["variant"] == name]:
+            print(line(pooled(several)))
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The regional flow beside an oracle, on many simulated people whose heads no training saw; no image is made.
 
-    python benchmarks/regional.py ARRAYS OUT [--people 1200] [--model FOLDER] [--tracers AV45 …]
+    python benchmarks/regional.py ARRAYS OUT [--people 1200] [--model FOLDER] [--tracers AV45 …] [--guidance 2]
 
 ARRAYS are the prepared heads (``python -m bids_petsynth.training.grid heads …``). The regional means of the people are
 kept under OUT, so that another model of the same tracers is measured on the same people at once. Truth and draws are
@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,9 +90,13 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=1200)
     parser.add_argument("--model", type=Path, help="model folder; the built-in one by default")
     parser.add_argument("--tracers", nargs="+", help="all of the model's by default")
+    parser.add_argument("--guidance", type=float, help="in place of the model's; its calibration stays")
     arguments = parser.parse_args()
     model = Synthesizer.load(arguments.model)
     recipe = model.model.recipe
+    if arguments.guidance is not None:
+        process = recipe.process.model_copy(update={"guidance": arguments.guidance})
+        model = Synthesizer(replace(model.model, recipe=recipe.model_copy(update={"process": process})))
     heads = load_heads(arguments.arrays, recipe)
     unseen, seen = heads.select(lambda name: name in UNSEEN), heads.select(lambda name: name not in UNSEEN)
     people = people_of(unseen, model.tracers, recipe.grid.voxel_size, arguments.people, arguments.out)
