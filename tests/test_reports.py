@@ -28,6 +28,7 @@ from bids_petsynth.models.folder import Model
 from bids_petsynth.models.recipe import load_recipe
 from bids_petsynth.models.synthesizer import built_in
 from bids_petsynth.pet.quantification import normalise, quantify
+from bids_petsynth.pet.tracers import centiloid_equation
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.reports.boilerplate import bibliography, methods
 from bids_petsynth.reports.citation import facts_of, methods_of
@@ -36,7 +37,7 @@ from bids_petsynth.reports.participant import LIMIT, write_report
 from bids_petsynth.settings import Settings
 from bids_petsynth.tables import read_table
 from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Value
-from bids_petsynth.workflows.outputs import write_anatomy, write_pet
+from bids_petsynth.workflows.outputs import centiloid_metadata, write_anatomy, write_pet
 from bids_petsynth.workflows.steps import description_of
 
 EVIL = "<script>alert(1)</script>"
@@ -319,6 +320,32 @@ def test_methods_tell_what_a_recipe_is_given_and_how_it_draws(name, given, said,
     assert rest == (
         ["all of its regional draws"] if name == "petsynth" else [] if name in DIRECT else ["spread of the draws"]
     )
+
+
+@pytest.mark.parametrize("draws", [1, 8, 400])
+@pytest.mark.parametrize("recipe", ["petsynth", "ddpm3d", "regression"])
+@pytest.mark.parametrize("tracers", [("FDG",), ("AV45", "FDG", "AV1451")])
+def test_methods_are_text_without_a_template_left_in_them(recipe, tracers, draws):
+    about = synthesis_metadata(synthesis_of(model_of_recipe(recipe), 0, draws), ClinicalRecord({}), ["age", "sex"])
+    pets = [
+        Pet(
+            tracer_named(name),
+            Path(),
+            Path(),
+            about,
+            (),
+            {"target": tracer_named(name).default_target},
+            centiloid=centiloid_metadata(centiloid_equation(name)),
+            spaces=["MNI152NLin2009cAsym"],
+        )
+        for name in tracers
+    ]
+    for anatomy in ("N4", "by the preprocessed dataset"):
+        found = methods([Scan(Case("01", None, None), None, None, None, {"BiasCorrection": anatomy}, pets, {})])
+        assert not re.search(r"[{}]|\| max", found.markdown)
+        # docs/architecture.md: 256 regional draws, or as many as images if these are more
+        said = re.findall(r"spread of (\S+) regional draws", found.markdown)
+        assert said == ([str(max(draws, 256))] if recipe == "petsynth" and draws > 1 else [])
 
 
 def test_methods_tell_of_a_synthetic_t1w_beside_pet_and_alone():

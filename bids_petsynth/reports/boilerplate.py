@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bids_petsynth.bids.sidecars import has_regional_part
+from bids_petsynth.models.synthesizer import REGIONAL_DRAWS
 from bids_petsynth.reports.content import Pet, Scan, target_label
 from bids_petsynth.reports.pages import render
 from bids_petsynth.reports.wording import input_words, process_words, sampler_words
@@ -127,6 +128,7 @@ def _models(made: Iterable[tuple[str, Mapping[str, Any]]], monai: str) -> list[d
                 "sampler": sampler_words(sampler),
                 "seed": sampler["Seed"],
                 "draws": sampler["Draws"],
+                "regional_draws": max(sampler["Draws"], REGIONAL_DRAWS),
                 "about": model,
                 "targets": set(),
                 "variables": set(),
