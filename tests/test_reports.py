@@ -32,7 +32,7 @@ from bids_petsynth.pet.tracers import centiloid_equation
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.reports.boilerplate import bibliography, methods
 from bids_petsynth.reports.citation import facts_of, methods_of
-from bids_petsynth.reports.content import Pet, Scan, change_text, read_participant
+from bids_petsynth.reports.content import Pet, Scan, change_text, percent_text, read_participant
 from bids_petsynth.reports.participant import LIMIT, write_report
 from bids_petsynth.settings import Settings
 from bids_petsynth.tables import read_table
@@ -142,7 +142,7 @@ def test_first_screen_answers(out):
     row = next(iter(read_participant(out, "many")[0].pets)).measures
     assert f"{float(row['target_suvr']):.2f}" in first and f"{float(row['centiloid_approximate']):.0f}" in first
     assert f"{float(row['centiloid_low95']):.0f} to {float(row['centiloid_high95']):.0f}" in first
-    assert f"{float(row['probability_positive']):.0%}" in first
+    assert percent_text(float(row["probability_positive"])) in first
     assert "cannot be told" not in first
 
 
@@ -442,3 +442,29 @@ def test_a_print_has_all_of_it_but_navigation_and_viewer(out, tmp_path, particip
 )
 def test_changes_are_told_in_hundredths(change, told):
     assert change_text(change) == told
+
+
+@pytest.mark.parametrize(
+    ("share", "told"),
+    [
+        (0.0, "under 1 %"),
+        (0.002, "under 1 %"),
+        (0.01, "1 %"),
+        (0.624, "62 %"),
+        (0.99, "99 %"),
+        (0.998, "over 99 %"),
+        (1.0, "over 99 %"),
+    ],
+)
+def test_no_probability_is_told_as_certain(share, told):
+    assert percent_text(share) == told
+
+
+def test_the_first_screen_tells_no_probability_as_certain(out, tmp_path):
+    table = tmp_path / "out/sub-alone/pet/sub-alone_trc-AV45_desc-synthMean_measures.tsv"
+    shutil.copytree(out, tmp_path / "out")
+    names, values = (line.split("\t") for line in table.read_text().splitlines())
+    row = dict(zip(names, values, strict=True)) | {"probability_positive": "0.998"}
+    table.write_text("\t".join(row) + "\n" + "\t".join(row.values()) + "\n")
+    seen = Page(write_report(tmp_path / "out", "alone", built_in())).seen
+    assert "over 99 %" in seen and "100%" not in seen

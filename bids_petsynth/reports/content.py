@@ -226,6 +226,12 @@ def change_text(change: float) -> str:
     return f"{change:+.2f}" if abs(change) >= 0.005 else "0.00"
 
 
+def percent_text(share: float) -> str:
+    """A probability in whole percent, its ends in words: of no person is anything certain."""
+    percent = 100 * share
+    return f"{'under 1' if percent < 1 else 'over 99' if percent > 99 else f'{percent:.0f}'} %"
+
+
 def target_label(pet: Pet) -> str:
     """Name for people of the composite that sums the scan up."""
     name = pet.measures.get("target", "")

@@ -21,7 +21,7 @@ from bids_petsynth.pet.tracers import default_cutoff
 from bids_petsynth.reports import bars, figures, surface, viewer
 from bids_petsynth.reports.boilerplate import methods
 from bids_petsynth.reports.canvas import Figure
-from bids_petsynth.reports.content import Pet, Row, Scan, change_text, number, read_participant, target_label
+from bids_petsynth.reports.content import Pet, Row, Scan, change_text, number, percent_text, read_participant, target_label
 from bids_petsynth.reports.pages import render
 from bids_petsynth.tables import data_path
 from bids_petsynth.types import Case
@@ -172,7 +172,9 @@ def _parts(out_dir: Path, participant: str, scans: list[Scan], model: Path) -> d
             )
         if scan.pets:
             if scan.classifier:
-                parts[f"{label}_desc-classifier_T1w.html"] = render("part_classifier.html", scan=scan)
+                parts[f"{label}_desc-classifier_T1w.html"] = render(
+                    "part_classifier.html", scan=scan, percent_text=percent_text
+                )
             moved = [keep(scan.case, bars.sensitivity(pet), pet.tracer.name) for pet in scan.pets]
             parts[f"{label}_desc-variables_T1w.html"] = render(
                 "part_variables.html",
@@ -225,6 +227,7 @@ def _result(scan: Scan, pet: Pet, gauge: Mapping[str, str] | None) -> dict[str, 
         ends = [text(f"{name}_{end}95", form) for end in ("low", "high")]
         return " to ".join(ends) if all(ends) else ""
 
+    probability = number(pet.measures.get("probability_positive"))
     return {
         "scan": scan.title,
         "tracer": pet.tracer,
@@ -233,7 +236,7 @@ def _result(scan: Scan, pet: Pet, gauge: Mapping[str, str] | None) -> dict[str, 
         "suvr_interval": interval("target_suvr", "{:.2f}"),
         "centiloid": text("centiloid_approximate", "{:.0f}"),
         "centiloid_interval": interval("centiloid", "{:.0f}"),
-        "probability": text("probability_positive", "{:.0%}"),
+        "probability": "" if probability is None else percent_text(probability),
         "untold": pet.untold,
         "gauge": gauge,
     }
