@@ -21,7 +21,16 @@ from bids_petsynth.pet.tracers import default_cutoff
 from bids_petsynth.reports import bars, figures, surface, viewer
 from bids_petsynth.reports.boilerplate import methods
 from bids_petsynth.reports.canvas import Figure
-from bids_petsynth.reports.content import Pet, Row, Scan, change_text, number, percent_text, read_participant, target_label
+from bids_petsynth.reports.content import (
+    Pet,
+    Row,
+    Scan,
+    change_text,
+    number,
+    percent_text,
+    read_participant,
+    target_label,
+)
 from bids_petsynth.reports.pages import render
 from bids_petsynth.tables import data_path
 from bids_petsynth.types import Case
@@ -180,6 +189,7 @@ def _parts(out_dir: Path, participant: str, scans: list[Scan], model: Path) -> d
                 "part_variables.html",
                 scan=scan,
                 rows=_variable_rows(scan),
+                differ=_made_from_different_inputs(scan),
                 figures=[figure for figure in moved if figure],
             )
     parts[f"{sub}_desc-summary_T1w.html"] = render(
@@ -264,26 +274,59 @@ def _quality(scan: Scan) -> list[dict[str, str]]:
 
 def _variable_rows(scan: Scan) -> list[dict[str, Any]]:
     """Every variable that the model knows: status, source, recorded value, and what it did per tracer."""
-    names = dict.fromkeys(name for pet in scan.pets for name in pet.conditioning)
     effects = {pet.tracer.name: {row["variable"]: row for row in pet.sensitivity} for pet in scan.pets}
     rows = []
-    for name in names:
-        entry = next(pet.conditioning[name] for pet in scan.pets if name in pet.conditioning)
+    for name in dict.fromkeys(name for pet in scan.pets for name in pet.conditioning):
+        entries = {pet.tracer.name: pet.conditioning[name] for pet in scan.pets if name in pet.conditioning}
         known = variables().get(name)
+        unit = known.unit.name if known else ""
         rows.append(
             {
                 "name": name,
                 "description": known.description if known else "",
-                "unit": known.unit.name if known and entry.get("Value") is not None else "",
-                "entry": entry,
-                "effects": [
-                    _signed(effects[tracer].get(name, {}), column) if effects[tracer] else ""
-                    for tracer in effects
-                    for column in ("change", "per_sd")
-                ],
+                "missing": all(entry.get("Status") == "missing" for entry in entries.values()),
+                "status": _by_tracer({tracer: entry.get("Status", "") for tracer, entry in entries.items()}),
+                "source": _by_tracer({tracer: entry.get("Source", "") for tracer, entry in entries.items()}),
+                "value": _by_tracer({tracer: _recorded(entry, unit) for tracer, entry in entries.items()}),
+                "effects": _effects(effects, name),
             }
         )
-    return sorted(rows, key=lambda row: (row["entry"].get("Status") == "missing", row["name"]))
+    return sorted(rows, key=lambda row: (row["missing"], row["name"]))
+
+
+def _by_tracer(told: Mapping[str, str]) -> str:
+    """A text once where it is the same of all tracers, else with its tracers: runs may have had different values."""
+    tracers: dict[str, list[str]] = {}
+    for tracer, text in told.items():
+        tracers.setdefault(text, []).append(tracer)
+    if len(tracers) == 1:
+        return next(iter(tracers))
+    return "; ".join(f"{', '.join(names)}: {text or 'n/a'}" for text, names in tracers.items())
+
+
+def _recorded(entry: Mapping[str, Any], unit: str) -> str:
+    """A value with its note, if they were to be recorded."""
+    if "Value" not in entry:
+        return ""
+    value, note = entry["Value"], entry.get("Note", "")
+    return ("n/a" if value is None else f"{value:g} {unit}".strip()) + (f" ({note})" if note else "")
+
+
+def _effects(effects: Mapping[str, Mapping[str, Row]], name: str) -> list[str]:
+    """What a variable did, two cells for each tracer; empty ones of a tracer of which it was not computed."""
+    return [
+        _signed(rows.get(name, {}), column) if rows else ""
+        for rows in effects.values()
+        for column in ("change", "per_sd")
+    ]
+
+
+def _made_from_different_inputs(scan: Scan) -> bool:
+    """Whether tracers of one model were made from different values or images, as a run of some tracers leaves them."""
+    found: dict[str, set[str]] = {}
+    for pet in scan.pets:
+        found.setdefault(pet.about["Model"]["WeightsSHA256"], set()).add(pet.about.get("InputHash", ""))
+    return any(len(hashes) > 1 for hashes in found.values())
 
 
 def _signed(row: Row, column: str) -> str:
