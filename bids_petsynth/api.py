@@ -18,6 +18,7 @@ from bids_petsynth.bids.sidecars import Synthesis, pet_sidecar
 from bids_petsynth.bids.sink import Sink
 from bids_petsynth.clinical.language import Prompt, TextOptions
 from bids_petsynth.clinical.limits import untold
+from bids_petsynth.clinical.variables import ALL_BLOOD
 from bids_petsynth.clinical.variables import variables as clinical_variables
 from bids_petsynth.models.conditioning import is_pet, used_variables
 from bids_petsynth.models.folder import Model
@@ -299,7 +300,8 @@ def sensitivity(
     list
         For each variable that the model takes: its name, status, unit, ``change`` and ``per_sd`` (see
         ``models.sensitivity``), None for a missing variable. They are rounded to .01: told exactly, they would give the
-        record's values away.
+        record's values away. Where two or more blood values are known, a last row ``all_blood_values`` has the
+        ``change`` by all of them.
     """
     spec, model = tracer_named(tracer), generator.model
     used = used_variables(record, model.recipe.conditioning.variables)
@@ -308,7 +310,7 @@ def sensitivity(
     sizes = geometry.volumes[0].numpy()
     target, reference = target_weights(spec, sizes), class_weights(spec.reference_regions, sizes)
     found = moved_by(generator, known, tracer, geometry, target, reference, seed, n)
-    return [
+    rows: list[dict[str, float | str | None]] = [
         {
             "variable": name,
             "status": status,
@@ -318,6 +320,10 @@ def sensitivity(
         }
         for name, status in used.items()
     ]
+    if ALL_BLOOD in found:
+        together = {"change": _hundredths(found[ALL_BLOOD].change), "per_sd": None}
+        rows.append({"variable": ALL_BLOOD, "status": None, "unit": None, **together})
+    return rows
 
 
 def _hundredths(value: float) -> float:

@@ -100,6 +100,7 @@ def out(tmp_path_factory) -> Path:
         f"{EVIL}\tfound\t\t0.3\t0.2",
         "ptau217_lumipulse\tfound\tpg/mL\t0.1234\t0.2",
         "age\tmissing\tyears\tn/a\t0.01",
+        "all_blood_values\tn/a\tn/a\t0.4567\tn/a",
     ]
     table.write_text("\n".join(["variable\tstatus\tunit\tchange\tper_sd", *rows]) + "\n")
     write_scan(out, Case("alone", None, folder / "raw" / "t1w.nii.gz"), ("AV45",), {"age": 71.25}, record_values=True)
@@ -151,8 +152,12 @@ def test_sessions_tracers_and_what_each_value_did(out):
     for title in ("Session 1: AV45", "Session 1: FDG", "Session 2: AV45", "Session 2: FDG"):
         assert title in seen
     assert "+0.12" in seen and "was not computed in this run" in seen
+    values = " ".join(seen.split()).split("with all other values kept", 1)[1]
+    assert re.search(r"all blood values together \+0\.46 ?n/a", values)
     figures = {path.name for path in (out / "sub-many" / "figures").iterdir()}
     assert "sub-many_ses-1_trc-AV45_desc-sensitivity_pet.svg" in figures
+    chart = (out / "sub-many/figures/sub-many_ses-1_trc-AV45_desc-sensitivity_pet.svg").read_text()
+    assert "all blood values together" in chart and "+0.46" in chart
     assert "sub-many_ses-2_trc-AV45_desc-sensitivity_pet.svg" not in figures
     assert "sub-many_ses-2_trc-FDG_desc-mosaic_pet.jpg" in figures
     assert not any("FDG_desc-centiloid" in name for name in figures)

@@ -12,6 +12,7 @@ from models_small import small_model
 from bids_petsynth.anatomy.regions import class_weights, n_classes, region_index
 from bids_petsynth.api import sensitivity
 from bids_petsynth.models.regional import Geometry
+from bids_petsynth.training.card import sensitivity_section
 from bids_petsynth.types import ClinicalRecord, Value
 
 INDEX = region_index()
@@ -29,7 +30,9 @@ class Known:
         return Geometry(sizes, torch.eye(n_classes())[None])
 
     def regional_draws(self, values, tracer, geometry, seed, n):
-        load = 1 + 0.1 * math.log(values.get("ptau217_lumipulse", 1.0)) + 0.02 * (values.get("age", 70.0) - 70)
+        # two blood values that stand in for each other: the load is that of whichever is known
+        blood = values.get("ptau217_lumipulse", values.get("gfap_simoa", 1.0))
+        load = 1 + 0.1 * math.log(blood) + 0.02 * (values.get("age", 70.0) - 70)
         means = np.full((n, n_classes()), 9.0)
         means[:, [INDEX["precuneus"], INDEX["middle_frontal"]]] = [load, load + 0.3]
         means[:, INDEX["cerebellar_grey"]] = 2
@@ -50,6 +53,25 @@ def test_change_and_step_of_each_variable():
     assert rows["ptau217_lumipulse"]["change"] == pytest.approx(0.1 / 2)
     assert rows["ptau217_lumipulse"]["per_sd"] == pytest.approx(0.1 * sd["ptau217_lumipulse"] / 2)
     assert rows["sex"]["status"] == "missing" and rows["sex"]["change"] is None and rows["sex"]["per_sd"] is None
+
+
+def test_blood_values_that_stand_in_for_each_other_are_told_together():
+    Known.model = type(Known.model)(**{**vars(Known.model), "classes": n_classes()})
+
+    def rows(**values: float) -> dict[str, dict]:
+        record = ClinicalRecord({k: Value(k, v, "found") for k, v in values.items()})
+        return {row["variable"]: row for row in sensitivity(Known(), None, record, "AV45", seed=0)}
+
+    both = rows(age=75.0, ptau217_lumipulse=math.e**4, gfap_simoa=math.e**4)
+    assert both["ptau217_lumipulse"]["change"] == both["gfap_simoa"]["change"] == 0
+    assert both["all_blood_values"]["change"] == pytest.approx(0.1 * 4 / 2) and list(both)[-1] == "all_blood_values"
+    assert both["all_blood_values"]["per_sd"] is None
+    assert "all_blood_values" not in rows(age=75.0, ptau217_lumipulse=math.e)
+
+
+def test_card_tells_what_all_blood_values_do():
+    section = sensitivity_section({"AV45": {"age": (0.01, 0.02), "all_blood_values": (math.nan, 0.3)}})
+    assert "| age | +0.010 / 0.020 |" in section and "| all_blood_values | n/a / 0.300 |" in section
 
 
 def test_regions_count_by_their_volume_and_cut_ones_with_their_parent():

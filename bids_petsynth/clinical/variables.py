@@ -10,6 +10,9 @@ from bids_petsynth.clinical.text import words
 from bids_petsynth.clinical.units import Unit, units
 from bids_petsynth.tables import read_table
 
+#: Stands for all plasma values of a person where they are left out together.
+ALL_BLOOD = "all_blood_values"
+
 
 @dataclass(frozen=True)
 class Variable:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bids_petsynth.clinical.variables import ALL_BLOOD, variables
 from bids_petsynth.models.regional import Geometry
 from bids_petsynth.models.synthesizer import Synthesizer
 
@@ -16,8 +17,9 @@ from bids_petsynth.models.synthesizer import Synthesizer
 class Moved:
     """What one variable does to the target SUVR of one person.
 
-    ``change`` is the SUVR with its value minus without it; ``per_sd`` the change when its value (or the logarithm, as
-    the recipe says) rises by one standard deviation of the training people.
+    ``change`` is the SUVR with its value minus without it, all other values kept; ``per_sd`` the change when its value
+    (or the logarithm, as the recipe says) rises by one standard deviation of the training people, NaN for
+    ``ALL_BLOOD``, whose values do not rise together.
     """
 
     change: float
@@ -35,6 +37,9 @@ def moved_by(
     n: int = 64,
 ) -> dict[str, Moved]:
     """For each known variable that the model takes, what it does to the target SUVR.
+
+    Blood values go along with one another: each alone is nearly told by the others and so moves little. Where two or
+    more are known, ``ALL_BLOOD`` says what they do together.
 
     Parameters
     ----------
@@ -61,4 +66,8 @@ def moved_by(
             more = value * math.exp(sd) if variable.transform == "log" else value + sd
             without = {other: v for other, v in known.items() if other != name}
             found[name] = Moved(full - suvr(without), suvr({**known, name: more}) - full)
+    blood = {name for name in found if variables()[name].kind == "plasma"}
+    if len(blood) > 1:
+        without = {other: v for other, v in known.items() if other not in blood}
+        found[ALL_BLOOD] = Moved(full - suvr(without), math.nan)
     return found

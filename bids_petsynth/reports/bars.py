@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bids_petsynth.anatomy.regions import all_regions
+from bids_petsynth.clinical.variables import ALL_BLOOD
 from bids_petsynth.pet.tracers import cutoffs, default_cutoff
 from bids_petsynth.reports.canvas import BLUE, GREEN, ORANGE, SKY, VERMILION, Figure, new_canvas, svg
-from bids_petsynth.reports.content import Pet, Row, change_text, number
+from bids_petsynth.reports.content import Pet, Row, change_text, number, variable_label
 
 
 def regional(pet: Pet, ranges: Mapping[str, Row]) -> Figure:
@@ -117,8 +118,8 @@ def centiloid(pet: Pet) -> Figure | None:
 
 
 def sensitivity(pet: Pet) -> Figure | None:
-    """How much each variable moved the target SUVR; None where that was not computed."""
-    moved = [(row["variable"], number(row.get("change"))) for row in pet.sensitivity]
+    """How much each variable moved the target SUVR, and all blood values; None where that was not computed."""
+    moved = [(variable_label(row["variable"]), number(row.get("change"))) for row in pet.sensitivity]
     moved = sorted(((n, c) for n, c in moved if c is not None), key=lambda item: -abs(item[1]))
     if not moved:
         return None
@@ -136,4 +137,10 @@ def sensitivity(pet: Pet) -> Figure | None:
     axes.set_xlabel(f"change of the target SUVR of {pet.tracer.name} by the value")
     words = ", ".join(f"{name} {change_text(change)}" for name, change in moved)
     alt = f"Bar chart of how much each value moved the target SUVR of {pet.tracer.name}: {words}."
-    return Figure("sensitivity", svg(canvas), alt, "Target SUVR with the value minus without it, rounded to 0.01.")
+    caption = "Target SUVR with the value minus without it, with all other values kept, rounded to 0.01."
+    if any(row["variable"] == ALL_BLOOD for row in pet.sensitivity):
+        caption += (
+            " Blood values go along with one another, so that one alone moves little where the others are known; of all"
+            " blood values together it is the SUVR with them minus without any of them."
+        )
+    return Figure("sensitivity", svg(canvas), alt, caption)

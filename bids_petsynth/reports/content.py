@@ -12,6 +12,7 @@ from bids_petsynth.bids.dataset import FAILED, note_times, status_notes
 from bids_petsynth.bids.naming import entities_of, natural_order, output_path, sidecar_path
 from bids_petsynth.bids.tables import read_json, read_tsv
 from bids_petsynth.clinical.limits import untold
+from bids_petsynth.clinical.variables import ALL_BLOOD
 from bids_petsynth.pet.tracers import Tracer
 from bids_petsynth.pet.tracers import targets as all_targets
 from bids_petsynth.pet.tracers import tracer as tracer_named
@@ -224,6 +225,11 @@ def number(text: str | None) -> float | None:
 def change_text(change: float) -> str:
     """A change of SUVR in the hundredths that the tables tell, zero without a sign."""
     return f"{change:+.2f}" if abs(change) >= 0.005 else "0.00"
+
+
+def variable_label(name: str) -> str:
+    """A row of the table of what each value did, for people."""
+    return "all blood values together" if name == ALL_BLOOD else name
 
 
 def percent_text(share: float) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from bids_petsynth.anatomy.quality import checks
 from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sink import write_bytes
-from bids_petsynth.clinical.variables import variables
+from bids_petsynth.clinical.variables import ALL_BLOOD, variables
 from bids_petsynth.errors import ModelError
 from bids_petsynth.models.folder import training_ranges
 from bids_petsynth.pet.tracers import default_cutoff
@@ -30,6 +30,7 @@ from bids_petsynth.reports.content import (
     percent_text,
     read_participant,
     target_label,
+    variable_label,
 )
 from bids_petsynth.reports.pages import render
 from bids_petsynth.tables import data_path
@@ -291,7 +292,12 @@ def _variable_rows(scan: Scan) -> list[dict[str, Any]]:
                 "effects": _effects(effects, name),
             }
         )
-    return sorted(rows, key=lambda row: (row["missing"], row["name"]))
+    rows.sort(key=lambda row: (row["missing"], row["name"]))
+    if any(ALL_BLOOD in found for found in effects.values()):
+        # first, or the small changes of single values would be read as if blood hardly mattered
+        together = dict.fromkeys(("description", "status", "source", "value"), "") | {"missing": False}
+        rows.insert(0, together | {"name": variable_label(ALL_BLOOD), "effects": _effects(effects, ALL_BLOOD)})
+    return rows
 
 
 def _by_tracer(told: Mapping[str, str]) -> str:

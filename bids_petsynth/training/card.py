@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from bids_petsynth.anatomy.regions import class_weights
+from bids_petsynth.clinical.variables import ALL_BLOOD
 from bids_petsynth.models.denoiser import parameters_in_millions
 from bids_petsynth.models.folder import Model
 from bids_petsynth.models.sensitivity import Moved, moved_by
@@ -31,7 +32,10 @@ def sensitivity_figures(synthesizer: Synthesizer, people: RegionalPeople) -> dic
             weights = target_weights(spec, sizes), class_weights(spec.reference_regions, sizes)
             moved.append(moved_by(synthesizer, record, name, head, *weights, seed=number))
         out[name] = {}
-        for variable in (spec.name for spec in synthesizer.model.recipe.conditioning.variables):
+        variables = [spec.name for spec in synthesizer.model.recipe.conditioning.variables]
+        if any(ALL_BLOOD in m for m in moved):
+            variables.append(ALL_BLOOD)
+        for variable in variables:
             known = [m[variable] for m in moved if variable in m]
             figures = ([m.per_sd for m in known], [abs(m.change) for m in known])
             out[name][variable] = tuple(float(np.mean(f)) if known else float("nan") for f in figures)
@@ -139,9 +143,11 @@ def sensitivity_section(sensitivity: Mapping[str, Mapping[str, tuple[float, floa
         f"| {variable} | " + " | ".join("{:+.3f} / {:.3f}".format(*sensitivity[t][variable]) for t in tracers) + " |"
         for variable in sensitivity[tracers[0]]
     ]
+    table = "\n".join(lines).replace("+nan", "n/a").replace("nan", "n/a")
     return f"""## What each variable does
-Change of the target SUVR when a value rises by one SD / mean absolute change when it is missing, all others known:
+Change of the target SUVR when a value rises by one SD / mean absolute change when it is missing, all others known.
+Blood values go along with one another, so that each alone moves little; `{ALL_BLOOD}` is all of them missing at once:
 
 | variable | {" | ".join(tracers)} |
 |---|{"---|" * len(tracers)}
-{chr(10).join(lines)}"""
+{table}"""
