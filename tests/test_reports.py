@@ -239,7 +239,14 @@ def test_reports_only_makes_the_same_without_touching_images(out, tmp_path, caps
 def test_another_models_ranges_are_not_shown_and_the_caption_says_so(out, tmp_path):
     copy = tmp_path / "out"
     shutil.copytree(out, copy)
-    assert "Grey: where the people lie" in Page(copy / "sub-alone.html").seen
+    assert "Grey: where the simulated people lie" in Page(copy / "sub-alone.html").seen
+    chart = Path("sub-alone", "figures", "sub-alone_trc-AV45_desc-regions_pet.svg")
+    assert ">simulated training people," in (out / chart).read_text()
+    # of a site's model, which its sidecars tell from a demonstration
+    for path in copy.glob("sub-alone/pet/*Mean_pet.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"DemonstrationModel": False}))
+    assert "Grey: where the people lie" in Page(write_report(copy, "alone", built_in())).seen
+    assert ">training people," in (copy / chart).read_text()
     seen = Page(write_report(copy, "alone", tmp_path / "another model")).seen
     assert "Grey: where" not in seen and "not of the model that made this PET" in seen
 

@@ -18,6 +18,7 @@ def regional(pet: Pet, ranges: Mapping[str, Row]) -> Figure:
     half = (len(names) + 1) // 2
     canvas = new_canvas(11, 0.235 * half + 0.9)
     top = _ceiling(pet, ranges)
+    simulated = "simulated " if pet.about.get("DemonstrationModel") else ""
     for axes, part in zip(canvas.subplots(1, 2), (names[:half], names[half:]), strict=True):
         for place, name in enumerate(part):
             both = (f"left_{name}", BLUE, -0.2), (f"right_{name}", ORANGE, 0.2)
@@ -31,7 +32,7 @@ def regional(pet: Pet, ranges: Mapping[str, Row]) -> Figure:
         axes.tick_params(length=2)
     keys = [("left", BLUE), ("right", ORANGE), ("midline", GREEN)]
     if ranges:
-        keys.append(("training people, 5th to 95th percentile", "#BBBBBB"))
+        keys.append((f"{simulated}training people, 5th to 95th percentile", "#BBBBBB"))
     from matplotlib.patches import Patch
 
     canvas.legend(
@@ -43,13 +44,13 @@ def regional(pet: Pet, ranges: Mapping[str, Row]) -> Figure:
     canvas.subplots_adjust(0.14, 0.08, 0.99, 0.94, wspace=0.42)
     drawn = {f"{side}{name}" for name in names for side in ("left_", "right_", "")}
     outside = _outside(rows, {name: row for name, row in ranges.items() if name in drawn})
-    said = f"{len(outside)} of them lie outside the range of the training people." if ranges else ""
+    said = f"{len(outside)} of them lie outside the range of the {simulated}training people." if ranges else ""
     alt = (
         f"Bar chart of the regional SUVR of synthetic {pet.tracer.name} PET in {len(names)} grey-matter regions, left "
         f"and right, with 95 % intervals. {said} The numbers are in {pet.tracer.name}'s table _suvr.tsv."
     )
     caption = "Regional SUVR with 95 % predictive intervals (lines); the dotted line is the reference region." + (
-        " Grey: where the people lie that the model was trained on."
+        f" Grey: where the {simulated}people lie that the model was trained on."
         if ranges
         else " No range of training people: the model folder given is not of the model that made this PET, or has none."
     )
