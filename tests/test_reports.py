@@ -163,6 +163,40 @@ def test_sessions_tracers_and_what_each_value_did(out):
     assert not any("FDG_desc-centiloid" in name for name in figures)
 
 
+def test_every_picture_of_pet_says_that_it_is_synthetic(out, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.text import Text
+
+    shutil.copytree(out, tmp_path / "out")
+    pictures = []
+
+    def saved(canvas, *args, **options):
+        texts = [text for text in canvas.findobj(Text) if text.get_text().strip() and text.get_visible()]
+        inside = canvas.bbox if options["format"] == "jpeg" else canvas.get_tightbbox().padded(1)
+        scale = 1 if options["format"] == "jpeg" else canvas.dpi
+        marks = [text for text in texts if "SYNTHETIC" in text.get_text().upper()]
+        for mark in marks:
+            box = mark.get_window_extent()
+            corners = box.corners() / scale
+            assert all(inside.contains(*corner) for corner in corners), mark.get_text()
+            others = [text.get_window_extent() for text in texts if text is not mark]
+            assert not any(box.overlaps(other) for other in others), mark.get_text()
+            assert sum(canvas.get_facecolor()[:3]) < 1 or mark.get_color() == "#222222"
+        pictures.append([mark.get_text() for mark in marks])
+        return save(canvas, *args, **options)
+
+    save = Canvas.savefig
+    monkeypatch.setattr(Canvas, "savefig", saved)
+    write_report(tmp_path / "out", "many", built_in())
+    written = [*(tmp_path / "out" / "sub-many" / "figures").iterdir()]
+    pet = [path.name for path in written if path.name.endswith(("_pet.jpg", "_pet.svg"))]
+    assert {name.split("desc-")[1].split("_")[0] for name in pet} == {
+        *("planes", "mosaic", "uncertainty", "regions", "surface", "centiloid", "sensitivity")
+    }
+    # each of them once; the outlines on the measured T1w not
+    assert sorted(pictures) == [[]] * (len(written) - len(pet)) + [["SYNTHETIC"]] * len(pet)
+
+
 def test_values_are_shown_only_if_they_were_recorded(out):
     assert "71.25 years" in Page(out / "sub-alone.html").seen
     text = (out / "sub-many.html").read_text()

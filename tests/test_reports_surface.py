@@ -150,7 +150,7 @@ def test_a_participant_s_figure_comes_from_the_written_files(tmp_path, monkeypat
     monkeypatch.setattr(pictures, "surface_figure", lambda rows, *rest, **_: seen.update(rows) or rest[2])
     found = pictures.participant_figure(scan, pet, tmp_path / "m")
     assert "20 simulated people with a normal FDG scan" in found.caption
-    low = seen["synthetic"] < -3
+    low = seen["SYNTHETIC"] < -3
     assert low.sum() > 15 and surface.left[low].all()
     assert np.linalg.norm(surface.points[low].mean(0) - place) < 6
     # another model, another tracer, no set

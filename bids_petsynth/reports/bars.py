@@ -54,7 +54,7 @@ def regional(pet: Pet, ranges: Mapping[str, Row]) -> Figure:
         if ranges
         else " No range of training people: the model folder given is not of the model that made this PET, or has none."
     )
-    return Figure("regions", svg(canvas), alt, caption)
+    return Figure("regions", svg(canvas, synthetic=True), alt, caption)
 
 
 def _region_bar(axes, row: Row | None, known: Row | None, place: float, colour: str) -> None:
@@ -115,7 +115,7 @@ def centiloid(pet: Pet) -> Figure | None:
         "Centiloid (dot) with its 95 % interval (bar); the strong line is the cut-off of positivity, "
         f"{default_cutoff().centiloid:g}, the thin ones are others in use."
     )
-    return Figure("centiloid", svg(canvas), alt, caption)
+    return Figure("centiloid", svg(canvas, synthetic=True), alt, caption)
 
 
 def sensitivity(pet: Pet) -> Figure | None:
@@ -144,4 +144,4 @@ def sensitivity(pet: Pet) -> Figure | None:
             " Blood values go along with one another, so that one alone moves little where the others are known; of all"
             " blood values together it is the SUVR with them minus without any of them."
         )
-    return Figure("sensitivity", svg(canvas), alt, caption)
+    return Figure("sensitivity", svg(canvas, synthetic=True), alt, caption)

@@ -9,6 +9,7 @@ import io
 from dataclasses import dataclass
 
 BLUE, ORANGE, GREEN, VERMILION, SKY, YELLOW = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#F0E442"
+_MARK = "SYNTHETIC"
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -46,18 +47,29 @@ def new_canvas(width: float, height: float):
     return Canvas(figsize=(width, height))
 
 
-def jpeg(canvas, dpi: int) -> bytes:
-    """A picture of an image: a fifth of a PNG's size, colours at full resolution."""
+def jpeg(canvas, dpi: int, synthetic: bool = False) -> bytes:
+    """A picture of an image: a fifth of a PNG's size, colours at full resolution.
+
+    One of ``synthetic`` PET says so in its lower right corner, for those who see it without its page.
+    """
+    if synthetic:
+        dark = sum(canvas.get_facecolor()[:3]) < 1.5
+        canvas.text(0.995, 0.015, _MARK, ha="right", va="bottom", fontsize=8, color="white" if dark else "#222222")
     out = io.BytesIO()
     options = {"quality": 88, "subsampling": 0, "optimize": True}
     canvas.savefig(out, format="jpeg", dpi=dpi, facecolor=canvas.get_facecolor(), pil_kwargs=options)
     return out.getvalue()
 
 
-def svg(canvas) -> bytes:
-    """The figure as SVG whose text is text; the same figure gives the same bytes."""
+def svg(canvas, synthetic: bool = False) -> bytes:
+    """The figure as SVG whose text is text; the same figure gives the same bytes.
+
+    One of ``synthetic`` PET says so above its upper right corner, where nothing is drawn.
+    """
     import matplotlib
 
+    if synthetic:
+        canvas.text(0.995, 1, _MARK, ha="right", va="bottom", fontsize=8)
     out = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         canvas.savefig(

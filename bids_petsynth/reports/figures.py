@@ -165,7 +165,7 @@ def planes(scene: Upright, pet: Pet) -> Figure:
         scene,
         mean,
         (low, high, display_of(pet.tracer).planes),
-        f"{name} SUVR (synthetic)",
+        f"{name} SUVR",
         Figure(
             "planes",
             b"",
@@ -214,7 +214,7 @@ def _three(scene: Upright, volume: np.ndarray, window: tuple[float, float, str],
         if axis != 0:
             _sides(axes, ink)
     colour_bar(canvas, bar, picture, label, ink)
-    return Figure(about.desc, jpeg(canvas, 110), about.alt, about.caption)
+    return Figure(about.desc, jpeg(canvas, 110, synthetic=True), about.alt, about.caption)
 
 
 def mosaic(scene: Upright, pet: Pet) -> Figure:
@@ -245,7 +245,7 @@ def mosaic(scene: Upright, pet: Pet) -> Figure:
         f"(dark) to {high:g} SUVR (bright). {_in_words(pet)}"
     )
     caption = f"Synthetic {pet.tracer.name} PET over the T1w; fixed window {low:g} to {high:g} SUVR."
-    return Figure("mosaic", jpeg(canvas, 100), alt, caption)
+    return Figure("mosaic", jpeg(canvas, 100, synthetic=True), alt, caption)
 
 
 def _in_words(pet: Pet) -> str:

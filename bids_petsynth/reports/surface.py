@@ -271,7 +271,7 @@ def participant_figure(scan: Scan, pet: Pet, model: Path) -> Figure | None:
     codes = sample(scan.dseg, image.affine, image.shape, 0).astype(np.uint8)
     try:
         projection = project_person(image.get_fdata(dtype=np.float32), codes, image.affine, pet.tracer.name)
-        return z_figure({"synthetic": z_scores(projection, normative)}, normative)
+        return z_figure({"SYNTHETIC": z_scores(projection, normative)}, normative)
     except ValueError:
         return None
 
