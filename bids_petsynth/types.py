@@ -58,7 +58,8 @@ class Value:
     """One clinical variable of one person.
 
     ``status`` is ``found``, ``converted`` (units, genotype, level or spelling changed), ``computed`` (from other
-    values) or ``missing``; ``source`` names file and column; ``note`` says why it is missing or how it was converted.
+    values) or ``missing``; ``source`` names file and column; ``note`` says why it is missing or how it was converted;
+    ``unit`` is the one that the table had it in, if that is another than the variable's.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Value:
     status: str
     source: str = ""
     note: str = ""
+    unit: str = ""
 
 
 @dataclass(frozen=True)

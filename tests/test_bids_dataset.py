@@ -264,3 +264,8 @@ def test_values_stand_in_sidecars_only_on_request() -> None:
         "apoe4": {"Status": "missing"},
     }
     assert sidecar(True)["Conditioning"]["age"]["Value"] == 70.0
+    months = ClinicalRecord(
+        {"age": Value("age", 70.0, "converted", "participants.tsv: age", "months → years", "months")}
+    )
+    told = table_sidecar({}, "AV45", SYNTHESIS, months, [], used=["age"])["Conditioning"]["age"]
+    assert told == {"Status": "converted", "Source": "participants.tsv: age", "ConvertedFrom": "months"}

@@ -89,6 +89,22 @@ def test_values(column, text, entry, name, value, status):
 
 
 @pytest.mark.parametrize(
+    ("column", "text", "declared", "unit"),
+    [
+        ("nfl_simoa", "18", "ng/L", "ng/L"),
+        ("nfl_simoa", "18", "pg/mL", ""),
+        ("nfl_simoa", "18", "picograms per millilitre", ""),
+        ("ptau217_lumipulse", "310 fg/mL", "pg/mL", "fg/mL"),
+        ("ptau217_lumipulse", "0,31", "pg/mL", ""),
+        ("age", "870", "months", "months"),
+        ("age", "89+", "years", ""),
+    ],
+)
+def test_unit_that_a_value_was_converted_from(column, text, declared, unit):
+    assert read({column: text}, {column: {"Units": declared}}).values[column].unit == unit
+
+
+@pytest.mark.parametrize(
     ("column", "text", "entry", "name", "message"),
     [
         ("age", "212", {}, "age", "outside the plausible range of age, 1 to 120 years"),

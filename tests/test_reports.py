@@ -217,12 +217,13 @@ def test_tracers_made_from_other_values_are_told_apart(out, tmp_path):
     (sidecar,) = copy.glob("sub-many/ses-1/pet/*_trc-FDG_space-T1w_*Mean_pet.json")
     about = json.loads(sidecar.read_text())
     about["Conditioning"]["ptau217_lumipulse"] = {"Status": "missing"}
-    about["Conditioning"]["nfl_simoa"] = {"Status": "found", "Source": "phenotype/blood.tsv"}
+    blood = {"Status": "converted", "Source": "phenotype/blood.tsv", "ConvertedFrom": "ng/L"}
+    about["Conditioning"]["nfl_simoa"] = blood
     sidecar.write_text(json.dumps(about | {"InputHash": "another"}))
     seen = " ".join(Page(write_report(copy, "many", built_in())).seen.split())
     first, second = seen.split("not the same")[1].split("Session 2", 1)
     assert re.search(r"ptau217_lumipulse .{0,90} AV45: found; FDG: missing", first)
-    assert re.search(r"nfl_simoa .{0,90} AV45: missing; FDG: found", first)
+    assert re.search(r"nfl_simoa .{0,90} AV45: missing; FDG: converted from ng/L to pg/mL", first)
     assert "FDG: phenotype/blood.tsv" in first
     # age is the same of both, and the other session is as it was
     assert re.search(r"age Age at the scan found", first) and "AV45: found" not in second

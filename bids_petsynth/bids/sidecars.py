@@ -269,6 +269,8 @@ def synthesis_metadata(
         entry: dict[str, Any] = {"Status": value.status if value else "missing"}
         if value and value.source:
             entry["Source"] = value.source
+        if value and value.unit:
+            entry["ConvertedFrom"] = value.unit
         if value and record_values:  # a note may quote the value, so it goes with it
             entry |= {"Value": value.value, "Note": value.note}
         variables[name] = entry

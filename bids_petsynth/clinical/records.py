@@ -32,6 +32,7 @@ class _Reading:
     status: str
     note: str
     warning: str
+    unit: str
 
 
 def read_record(
@@ -174,6 +175,7 @@ def _readings(cell: Cell, column: Column, rank: int, row: int) -> list[_Reading]
             cell.status if name in cell.values else "missing",
             cell.note,
             cell.warning if column.target in table or column.target in forms else "",
+            cell.unit,
         )
         for name in names
     ]
@@ -200,7 +202,7 @@ def _choose(name: str, readings: Sequence[_Reading], warnings: list[str]) -> _Re
 def _as_value(name: str, reading: _Reading | None) -> Value:
     if reading is None:
         return Value(name, None, "missing", note="not in the tables")
-    return Value(name, reading.value, reading.status, reading.place, reading.note)
+    return Value(name, reading.value, reading.status, reading.place, reading.note, reading.unit)
 
 
 def _add_ratios(

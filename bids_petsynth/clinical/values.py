@@ -22,12 +22,16 @@ _NOTHING = frozenset({"", "none", "nil", "-", "."})  # as the meaning of a code 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell says: values by variable (two for a genotype), how they came about, and a warning if unusable."""
+    """What a cell says: values by variable (two for a genotype), how they came about, and a warning if unusable.
+
+    ``unit`` is the one that a value was converted from.
+    """
 
     values: Mapping[str, float] = field(default_factory=dict)
     status: str = "missing"
     note: str = ""
     warning: str = ""
+    unit: str = ""
 
 
 @cache
@@ -160,12 +164,13 @@ def _read_number(text: str, column: Column, variable: Variable) -> Cell:
     if number.note:
         notes.append(number.note)
     value = convert(number.value, unit, variable.unit)
-    if unit.name != variable.unit.name:
+    other = unit.name if unit.name != variable.unit.name else ""
+    if other:
         notes.append(f"{unit.name} → {variable.unit.name}")
     if not variable.is_plausible(value):
         return implausible(column.place, sidecar(column.file), variable, number.value, unit)
     if notes:
-        return Cell({variable.name: value}, "converted", "; ".join(notes))
+        return Cell({variable.name: value}, "converted", "; ".join(notes), unit=other)
     note = "" if column.unit or variable.kind != "plasma" else f"no unit declared, {variable.unit.name} assumed"
     return Cell({variable.name: value}, "found", note)
 

@@ -286,7 +286,7 @@ def _variable_rows(scan: Scan) -> list[dict[str, Any]]:
                 "name": name,
                 "description": known.description if known else "",
                 "missing": all(entry.get("Status") == "missing" for entry in entries.values()),
-                "status": _by_tracer({tracer: entry.get("Status", "") for tracer, entry in entries.items()}),
+                "status": _by_tracer({tracer: _status(entry, unit) for tracer, entry in entries.items()}),
                 "source": _by_tracer({tracer: entry.get("Source", "") for tracer, entry in entries.items()}),
                 "value": _by_tracer({tracer: _recorded(entry, unit) for tracer, entry in entries.items()}),
                 "effects": _effects(effects, name),
@@ -308,6 +308,12 @@ def _by_tracer(told: Mapping[str, str]) -> str:
     if len(tracers) == 1:
         return next(iter(tracers))
     return "; ".join(f"{', '.join(names)}: {text or 'n/a'}" for text, names in tracers.items())
+
+
+def _status(entry: Mapping[str, Any], unit: str) -> str:
+    """How a variable came about, with the units of a conversion."""
+    status = str(entry.get("Status", ""))
+    return f"{status} from {entry['ConvertedFrom']} to {unit}" if "ConvertedFrom" in entry else status
 
 
 def _recorded(entry: Mapping[str, Any], unit: str) -> str:
