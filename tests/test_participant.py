@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import nibabel as nib
@@ -233,6 +234,10 @@ def test_bad_participants_and_a_lost_worker_concern_nobody_else(example, tmp_pat
         assert row["reason"].count("\n") == 0 and "Traceback" not in row["reason"]
     # the head of "text", "cut" … is found bad only in a worker: every tracer then has the same reason
     assert len({r["reason"] for r in told if r["participant_id"] == "sub-cut"}) == 1
+    # each failure tells of its run: before any work, in a worker, of a worker that was killed
+    for label in ("empty", "cut", "lost"):
+        page = (out / f"sub-{label}.html").read_text()
+        assert "--n-draws 2" in page and "of the run that failed" in page and version("torch") in page, label
     said = capsys.readouterr()
     assert "FAILED" in said.err and "Traceback" not in said.out + said.err
     assert not list((out / "logs").glob("*crash*"))

@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from html import unescape
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from bids_petsynth.anatomy.volume import Volume
 from bids_petsynth.api import SyntheticPET, synthesis_of
 from bids_petsynth.bids.dataset import DONE, FAILED, record_status
 from bids_petsynth.bids.naming import output_path
-from bids_petsynth.bids.sidecars import synthesis_metadata
+from bids_petsynth.bids.sidecars import run_metadata, synthesis_metadata
 from bids_petsynth.bids.sink import Sink
 from bids_petsynth.cli.main import main
 from bids_petsynth.models.conditioning import used_variables
@@ -104,7 +105,8 @@ def out(tmp_path_factory) -> Path:
     ]
     table.write_text("\n".join(["variable\tstatus\tunit\tchange\tper_sd", *rows]) + "\n")
     write_scan(out, Case("alone", None, folder / "raw" / "t1w.nii.gz"), ("AV45",), {"age": 71.25}, record_values=True)
-    record_status(out, Case("failed", None, None), "AV45", FAILED, REASON)
+    run = run_metadata("bids-petsynth raw out --n-draws 5", 3211)
+    record_status(out, Case("failed", None, None), "AV45", FAILED, REASON, run)
     for participant in ("many", "alone", "failed"):
         write_report(out, participant, built_in())
     return out
@@ -232,6 +234,10 @@ def test_tracers_made_from_other_values_are_told_apart(out, tmp_path):
 def test_a_failed_participant_is_told_why(out):
     seen = Page(out / "sub-failed.html").seen
     assert REASON in seen and "No synthetic PET was made" in seen and "Interactive viewer" not in seen
+    about = seen[seen.rindex("About this run") :]
+    assert "bids-petsynth raw out --n-draws 5" in about and "3211, of the run that failed" in about
+    assert f"bids-petsynth {version('bids-petsynth')}" in about and f"torch {version('torch')}" in about
+    assert "NiiVue" not in about
 
 
 def test_what_failed_now_does_not_show_what_an_earlier_run_left(out, tmp_path):

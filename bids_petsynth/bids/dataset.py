@@ -167,17 +167,25 @@ def _link(out_dir: Path, dataset: Path) -> str:
     return Path(os.path.relpath(root, out)).as_posix() if out.is_relative_to(root) else root.as_uri()
 
 
-def record_status(out_dir: Path, case: Case, tracer: str | None, status: str, reason: str = "") -> None:
+def record_status(
+    out_dir: Path,
+    case: Case,
+    tracer: str | None,
+    status: str,
+    reason: str = "",
+    run: Mapping[str, Any] | None = None,
+) -> None:
     """Note how a case (for one tracer, or as a whole if None) ended; ``write_status`` collects the notes.
 
     ``status`` is ``DONE`` or ``FAILED``; ``reason`` is the sentence that the user was told, of what is done the
-    warnings.
+    warnings of values and labels. ``run`` is what ``sidecars.run_metadata`` tells of a failure, which leaves no sidecar
+    that would.
     """
     if status not in (DONE, FAILED):
         raise ValueError(f"{status!r} is no status.")
     session = f"ses-{case.session}" if case.session else None
     row = dict(zip(STATUS_COLUMNS, (f"sub-{case.participant}", session, tracer, status, reason), strict=True))
-    write_bytes(_note_path(out_dir, case, tracer), json_text(row).encode())
+    write_bytes(_note_path(out_dir, case, tracer), json_text({**row, **(run or {})}).encode())
     if tracer:  # an earlier failure of the whole case is over
         _note_path(out_dir, case, None).unlink(missing_ok=True)
 
@@ -186,9 +194,9 @@ def _note_path(out_dir: Path, case: Case, tracer: str | None) -> Path:
     return Path(out_dir) / _RECORDS / (case.label + (f"_trc-{tracer}" if tracer else "") + ".json")
 
 
-def record_begun(out_dir: Path, case: Case, tracer: str | None) -> None:
+def record_begun(out_dir: Path, case: Case, tracer: str | None, run: Mapping[str, Any] | None = None) -> None:
     """Note that work on a case begins. The note stands for its failure if the run is killed and cannot tell."""
-    record_status(out_dir, case, tracer, FAILED, f"{case.label}: {_BEGUN}")
+    record_status(out_dir, case, tracer, FAILED, f"{case.label}: {_BEGUN}", run)
 
 
 def status_note(out_dir: Path, case: Case, tracer: str | None) -> tuple[str, str] | None:

@@ -91,10 +91,14 @@ _SOFTWARE = (
 )
 
 
-def run_metadata(command: str) -> dict[str, Any]:
-    """The command line (if there was one) and the versions of Python and of the packages that matter."""
+def run_metadata(command: str, seed: int | None = None) -> dict[str, Any]:
+    """The command line (if there was one) and the versions of Python and of the packages that matter.
+
+    ``seed`` is added where no sampler tells it, as of a failure.
+    """
     software = {"python": platform.python_version(), **{name: version(name) for name in _SOFTWARE}}
-    return {**({"Command": command} if command else {}), "Software": software}
+    run = {**({"Command": command} if command else {}), "Software": software}
+    return run if seed is None else {**run, "Seed": seed}
 
 
 def t1w_sidecar(case: Case, sources: Sequence[str]) -> dict[str, Any]:

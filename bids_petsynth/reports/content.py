@@ -75,6 +75,8 @@ class Scan:
         What is done, by tracer.
     failures
         Tracer (empty: the scan as a whole) → the sentence of status.tsv.
+    failed_run
+        ``Command``, ``Software`` and ``Seed`` of the run of a failure; empty where none failed.
     classes, classifier
         Rows of a classifier's probabilities and their sidecar; empty where none was applied.
     drawn_t1w, drawn_about
@@ -92,6 +94,7 @@ class Scan:
     classifier: Mapping[str, Any] = field(default_factory=dict)
     drawn_t1w: Path | None = None
     drawn_about: Mapping[str, Any] = field(default_factory=dict)
+    failed_run: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -121,12 +124,12 @@ class Scan:
     @property
     def run(self) -> Mapping[str, Any]:
         """The sidecar that tells versions and inputs."""
-        return self.pets[0].about if self.pets else self.about
+        return self.pets[0].about if self.pets else self.about or self.failed_run
 
     @property
     def commands(self) -> list[str]:
-        """The commands that made what is there, every one once."""
-        abouts = (self.about, *(pet.about for pet in self.pets))
+        """The commands that made what is there or failed, every one once."""
+        abouts = (self.about, *(pet.about for pet in self.pets), self.failed_run)
         return list(dict.fromkeys(about["Command"] for about in abouts if "Command" in about))
 
 
@@ -152,7 +155,9 @@ def participants_of(out_dir: Path) -> list[str]:
 def _read_scan(out_dir: Path, participant: str, session: str | None, notes: Sequence[Mapping[str, Any]]) -> Scan:
     case = Case(participant, session, None)
     own = [row for row in notes if (row["session_id"] or "").removeprefix("ses-") == (session or "")]
-    failures = {row["tracer"] or "": row["reason"] for row in own if row["status"] == FAILED}
+    failed = [row for row in own if row["status"] == FAILED]
+    failures = {row["tracer"] or "": row["reason"] for row in failed}
+    last = failed[-1] if failed else {}
     t1w, dseg, xfm = (
         out_dir / output_path(kind, case, **entities)
         for kind, entities in (("t1w", {}), ("dseg", {}), ("xfm", {"to": "petsynth"}))
@@ -175,6 +180,7 @@ def _read_scan(out_dir: Path, participant: str, session: str | None, notes: Sequ
         about=about if whole else {},
         pets=sorted((pet for pet in pets if pet is not None), key=lambda pet: natural_order(pet.tracer.name)),
         failures=failures,
+        failed_run={key: last[key] for key in ("Command", "Software", "Seed") if key in last},
         classes=read_tsv(classes)[0] if classifier else (),
         classifier=classifier,
         drawn_t1w=drawn[0].with_suffix(".nii.gz") if drawn else None,

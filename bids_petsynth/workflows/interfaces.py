@@ -8,7 +8,7 @@ the clinical record is no input of a node but is read where it is needed.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
 
 from bids_petsynth.bids.dataset import DONE, FAILED, record_status
+from bids_petsynth.bids.sidecars import run_metadata
 from bids_petsynth.errors import PetsynthError
 from bids_petsynth.resources import available_cores
 from bids_petsynth.settings import Settings
@@ -58,7 +59,7 @@ class AnalyseHead(SimpleInterface):
 
         failure = self._results["failure"] = attempt(work, settings, case.label)
         if self.inputs.alone:
-            record_status(settings.out_dir, case, None, FAILED if failure else DONE, failure)
+            note_end(settings, case, None, failure)
         return runtime
 
 
@@ -123,7 +124,7 @@ class WritePET(SimpleInterface):
             warnings.extend((*([limit] if limit else []), *record.warnings, *head.warnings))
 
         failure = self.inputs.failure or attempt(work, settings, f"{case.label}_trc-{tracer}")
-        record_status(settings.out_dir, case, tracer, FAILED if failure else DONE, failure or " ".join(warnings))
+        note_end(settings, case, tracer, failure, warnings)
         self._results["failure"] = failure
         return runtime
 
@@ -151,6 +152,15 @@ class WriteReport(SimpleInterface):
             unclassified = attempt(lambda: steps.classified(case, settings), settings, f"{case.label}_classifier")
             self._results["failure"] = steps.report(settings, case.participant) or unclassified
         return runtime
+
+
+def note_end(settings: Settings, case: Case, tracer: str | None, failure: str, warnings: Sequence[str] = ()) -> None:
+    """Note how a case ended, with the run that it failed in or with its warnings."""
+    if failure:
+        about = run_metadata(settings.command, settings.seed)
+        record_status(settings.out_dir, case, tracer, FAILED, failure, about)
+    else:
+        record_status(settings.out_dir, case, tracer, DONE, " ".join(warnings))
 
 
 def attempt(work: Callable[[], Any], settings: Settings, name: str) -> str:

@@ -22,6 +22,7 @@ from bids_petsynth.bids.dataset import (
     write_status,
 )
 from bids_petsynth.bids.naming import output_path
+from bids_petsynth.bids.sidecars import run_metadata
 from bids_petsynth.bids.sink import hash_key, make_hash_key
 from bids_petsynth.errors import InputError, PetsynthError, UsageError
 from bids_petsynth.models.conditioning import used_variables
@@ -198,6 +199,7 @@ def run(cases: Sequence[Case], settings: Settings, told: Callable[[Outcome], Non
     from bids_petsynth.reports.citation import write_citation
 
     make_hash_key(settings.out_dir)
+    about = run_metadata(settings.command, settings.seed)
     outcomes: list[Outcome] = []
     unreported: set[str] = set()
 
@@ -206,7 +208,7 @@ def run(cases: Sequence[Case], settings: Settings, told: Callable[[Outcome], Non
         told(outcomes[-1])
 
     def fail(case: Case, tracer: str | None, reason: str) -> None:
-        record_status(settings.out_dir, case, tracer, FAILED, reason)
+        record_status(settings.out_dir, case, tracer, FAILED, reason, about)
         unreported.add(case.participant)
         tell(case, tracer, FAILED, reason)
 
@@ -288,10 +290,10 @@ def _run_batch(jobs: list[Job], settings: Settings, plugin: str, tell: Callable[
         "remove_node_directories": "true",
         "stop_on_first_crash": "false",
     }
-    due = {}
+    due, about = {}, run_metadata(settings.command, settings.seed)
     for job in jobs:
         for part in job.parts:
-            record_begun(settings.out_dir, job.case, part)
+            record_begun(settings.out_dir, job.case, part, about)
             due[f"petsynth.{job.name}.{f'outputs_{part}' if part else 'anatomy'}"] = (job.case, part)
 
     def finished(node, status: str) -> None:
