@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 import bids_petsynth
+from bids_petsynth.reports.boilerplate import bibliography
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -222,6 +223,8 @@ def test_versions_agree():
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
     assert citation["license"] == zenodo["license"] == PROJECT["project"]["license"]
     assert citation["title"] == zenodo["title"]
+    # the methods text cites the software by the same title
+    assert bibliography()["bids_petsynth"].fields["title"] == citation["title"]
 
 
 def test_constraints_lie_in_the_ranges():

@@ -272,6 +272,11 @@ def test_reports_only_makes_the_same_without_touching_images(out, tmp_path, caps
     made = {p.name: p.read_bytes() for p in (copy / "sub-alone" / "figures").iterdir()}
     assert made == {p.name: p.read_bytes() for p in (out / "sub-alone" / "figures").iterdir()}
     text = (copy / "logs" / "CITATION.md").read_text()
+    # each cited key once in the list, which says what work it is
+    cited = set(re.findall(r"@(\w+)", text))
+    listed = dict(re.findall(r"^- (\w+): (.+)$", text.split("## References")[1], re.MULTILINE))
+    assert set(listed) == cited and "bids_petsynth" in cited
+    assert listed["tustison2010"].startswith("Tustison, Nicholas J.; ") and "10.1109/TMI.2010.2046908" in text
     assert "AV45 and FDG" in text and "random seed 5" in text
     assert main([str(tmp_path), str(copy), "participant", "--reports-only", "--participant-label", "nobody"]) == 2
     assert "sub-nobody" in capsys.readouterr().err
@@ -417,6 +422,20 @@ def test_methods_are_text_without_a_template_left_in_them(recipe, tracers, draws
         # docs/architecture.md: 256 regional draws, or as many as images if these are more
         said = re.findall(r"spread of (\S+) regional draws", found.markdown)
         assert said == ([str(max(draws, 256))] if recipe == "petsynth" and draws > 1 else [])
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "said"),
+    [(188.22, -189.16, "188.22 × SUVR − 189.16 ["), (100.0, 5.5, "100 × SUVR + 5.5 [")],
+)
+def test_methods_write_equation_and_target_as_people_do(slope, intercept, said):
+    about = synthesis_metadata(synthesis_of(description_of(None), 0, 8), ClinicalRecord({}), ["age"])
+    equation = {"CentiloidEquation": {"Slope": slope, "Intercept": intercept}}
+    amyloid = Pet(tracer_named("AV45"), Path(), Path(), about, (), {"target": "centiloid_like"}, centiloid=equation)
+    glucose = Pet(tracer_named("FDG"), Path(), Path(), about, (), {"target": "fdg_metaroi_like"})
+    found = methods([Scan(Case("01", None, None), None, None, None, {"BiasCorrection": "N4"}, [amyloid, glucose], {})])
+    assert f"the equation {said}" in found.markdown
+    assert "mean of the FDG MetaROI-like region [" in found.markdown
 
 
 def test_methods_tell_of_a_synthetic_t1w_beside_pet_and_alone():

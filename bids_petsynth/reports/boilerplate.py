@@ -53,6 +53,12 @@ class Methods:
     references: Sequence[Reference]
 
     @property
+    def document(self) -> str:
+        """The text with a list of its references, for readers who do not run it through a citation processor."""
+        works = "\n".join(f"- {reference.key}: {reference.full}" for reference in self.references)
+        return f"{self.markdown}\n## References\n\n{works}\n"
+
+    @property
     def bibtex(self) -> str:
         """The cited works only."""
         return "\n\n".join(reference.bibtex for reference in self.references) + "\n"

@@ -59,7 +59,7 @@ def write_citation(out_dir: Path, anew: bool) -> None:
 
 def write_methods(out_dir: Path, found: Methods) -> None:
     """Write a methods text and its bibliography into the output folder."""
-    for text, extension in ((found.markdown, "md"), (found.bibtex, "bib")):
+    for text, extension in ((found.document, "md"), (found.bibtex, "bib")):
         write_bytes(out_dir / output_path("citation", extension=extension), text.encode())
 
 
