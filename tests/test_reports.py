@@ -421,6 +421,13 @@ def test_methods_are_text_without_a_template_left_in_them(recipe, tracers, draws
         assert not re.search(r"[{}]|\| max", found.markdown)
         # docs/architecture.md: 256 regional draws, or as many as images if these are more
         said = re.findall(r"spread of (\S+) regional draws", found.markdown)
+        # a single image tells of no interval and no probability
+        one = draws == 1 or recipe == "regression"
+        assert ("from which no interval" in found.markdown) == one and ("Student-t" in found.markdown) != one
+        if draws == 1:
+            assert "probability of positivity" not in found.markdown
+        elif "AV45" in tracers:
+            assert "The probability of positivity is that of more than 20 Centiloid" in found.markdown
         assert said == ([str(max(draws, 256))] if recipe == "petsynth" and draws > 1 else [])
 
 
@@ -436,6 +443,22 @@ def test_methods_write_equation_and_target_as_people_do(slope, intercept, said):
     found = methods([Scan(Case("01", None, None), None, None, None, {"BiasCorrection": "N4"}, [amyloid, glucose], {})])
     assert f"the equation {said}" in found.markdown
     assert "mean of the FDG MetaROI-like region [" in found.markdown
+
+
+@pytest.mark.parametrize("preprocessed", [(), ("positive",), ("negative", "positive")])
+def test_planned_methods_tell_of_preprocessed_scans_only_where_they_are(tmp_path, example, preprocessed):
+    folder = tmp_path / "fmriprep"
+    folder.mkdir()
+    for label in preprocessed:
+        anat = folder / f"sub-{label}" / "anat"
+        anat.mkdir(parents=True)
+        (anat / f"sub-{label}_desc-preproc_T1w.nii.gz").write_bytes(b"")
+    words = ["participant", "--boilerplate-only", "-d", f"fmriprep={folder}"]
+    assert main([str(example), str(tmp_path / "out"), *words]) == 0
+    text = (tmp_path / "out" / "logs" / "CITATION.md").read_text()
+    assert ("N4 [@tustison2010]" in text) == (len(preprocessed) < 2)
+    told = {0: "", 1: "Other scans were taken with their bias", 2: "Scans were taken with their bias"}
+    assert ("preprocessed dataset" in text) == bool(preprocessed) and told[len(preprocessed)] in text
 
 
 def test_methods_tell_of_a_synthetic_t1w_beside_pet_and_alone():

@@ -203,7 +203,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.reports_only:
         return _reports_only(arguments.participant_label, settings)
     if arguments.boilerplate_only:
-        return _boilerplate_only(settings)
+        return _boilerplate_only(arguments, settings)
     cases = find_requested(arguments, settings.bids_dir, settings.derivatives)
     if arguments.write_mapping:
         return _write_mapping(arguments.write_mapping, cases, settings)
@@ -296,7 +296,7 @@ def _reports_only(labels: list[str] | None, settings: Settings) -> int:
     return 1 if failures else 0
 
 
-def _boilerplate_only(settings: Settings) -> int:
+def _boilerplate_only(arguments: argparse.Namespace, settings: Settings) -> int:
     """Write the methods text that a run with these settings calls for."""
     from bids_petsynth.bids.sink import check_writable
     from bids_petsynth.models.synthesizer import check_tracer
@@ -306,7 +306,9 @@ def _boilerplate_only(settings: Settings) -> int:
     for tracer in settings.tracers:
         check_tracer(recipe, tracer)
     check_writable(settings.out_dir)
-    steps.planned_citation(settings)
+    # only what is preprocessed of a T1w depends on the participants
+    cases = find_requested(arguments, settings.bids_dir, settings.derivatives) if settings.derivatives else []
+    steps.planned_citation(settings, cases)
     print(f"Methods text and citations written to {settings.out_dir / 'logs'}.")
     return 0
 

@@ -152,14 +152,18 @@ def _models(made: Iterable[tuple[str, Mapping[str, Any]]], monai: str) -> list[d
 
 def _tracers(pets: Iterable[Pet]) -> list[dict[str, Any]]:
     first: dict[str, Pet] = {}
+    several = set()
     for pet in pets:
         first.setdefault(pet.tracer.name, pet)
+        if pet.about["Sampler"]["Draws"] > 1:
+            several.add(pet.tracer.name)
     return [
         {
             "name": name,
             "reference": f"the {pet.about.get('ReferenceRegion', pet.tracer.reference_name)}",
             "target": f"the {target_label(pet)}",
             "equation": pet.centiloid.get("CentiloidEquation"),
+            "several": name in several,
             "cutoff": pet.centiloid.get("PositivityCutoff"),
             "cutoff_keys": _works("all", f"cutoff_{pet.centiloid.get('PositivityCutoff', {}).get('Name')}"),
             **{f"{about}_keys": _works(name, about) for about in ("reference", "target", "centiloid")},

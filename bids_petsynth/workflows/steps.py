@@ -247,8 +247,11 @@ def report_unless_there(settings: Settings, participant: str, anew: bool) -> Non
         report(settings, participant)
 
 
-def planned_citation(settings: Settings) -> None:
-    """Write the methods text of what a run with these settings would do."""
+def planned_citation(settings: Settings, cases: Sequence[Case] = ()) -> None:
+    """Write the methods text of what a run with these settings would do.
+
+    ``cases`` tell which T1w come from a preprocessed dataset; without any, none does.
+    """
     from bids_petsynth.reports.boilerplate import methods
     from bids_petsynth.reports.citation import write_methods
     from bids_petsynth.reports.content import Pet, Scan
@@ -277,8 +280,9 @@ def planned_citation(settings: Settings) -> None:
         for tracer in settings.tracers
         if is_pet(tracer)
     ]
-    anatomy = {"BiasCorrection": bias_correction(bool(settings.derivatives)), **run}
+    given = {"preproc_t1w" in case.derivatives for case in cases if not case.problem} or {False}
     drawn = abouts["T1w"] | run if "T1w" in abouts else {}
-    found = methods([Scan(case, None, None, None, anatomy, pets, {}, drawn_about=drawn)])
+    anatomies = [{"BiasCorrection": bias_correction(each), **run} for each in given]
+    found = methods([Scan(case, None, None, None, about, pets, {}, drawn_about=drawn) for about in anatomies])
     if found:
         write_methods(settings.out_dir, found)
