@@ -56,6 +56,13 @@ def test_a_model_that_is_built_in_another_way_is_a_sentence(tmp_path, recipe, pa
 def test_another_text_encoder_is_a_sentence(tmp_path):
     start = replace(small_model(worded()), text_encoder="one")
     check_start(worded(), start, tmp_path, "one")
+    # prompts that are written in another way, or an encoder of another name, are read by the same network
+    spec = worded().conditioning
+    text = spec.text.model_copy(update={"style": "numbers", "encoder": "elsewhere"})
+    check_start(worded().model_copy(update={"conditioning": spec.model_copy(update={"text": text})}), start, tmp_path)
+    wide = spec.model_copy(update={"text": spec.text.model_copy(update={"tokens": 16})})
+    with pytest.raises(UsageError, match="another `conditioning`"):
+        check_start(worded().model_copy(update={"conditioning": wide}), start, tmp_path)
     with pytest.raises(UsageError, match=r"text encoder one, and this training reads with two.*--text-encoder"):
         check_start(worded(), start, tmp_path, "two")
 

@@ -145,8 +145,12 @@ def run(arguments: argparse.Namespace) -> int:
     device, first = str(fabric.device), fabric.is_global_zero
     how = Preparation(working, window, arguments.pet_fwhm, device, arguments.random_seed)
     words = language_from(arguments)
-    if recipe.conditioning.text is not None and words.cache is None:
-        words = replace(words, cache=(working / "texts").resolve())
+    if (text := recipe.conditioning.text) is not None:
+        if words.cache is None:
+            words = replace(words, cache=(working / "texts").resolve())
+        # the model is read as it was trained, whatever the recipe said
+        conditioning = recipe.conditioning.model_copy(update={"text": words.chosen(text)})
+        recipe = recipe.model_copy(update={"conditioning": conditioning})
     read = _reader(bids_dir, arguments.mapping, words.notes_columns)
     alone = cases if recipe.pretraining else []
     people, rows, unpaired = prepare_together(fabric, pairs, alone, recipe, read, how, say)

@@ -80,6 +80,10 @@ class TextOptions:
         asked = (self.endpoint.url, self.endpoint.model) if self.endpoint else None
         return {"style": self.style, "notes": self.notes_columns, "encoder": self.encoder, "endpoint": asked}
 
+    def chosen(self, spec: TextSpec) -> TextSpec:
+        """The recipe's choices as this run makes them."""
+        return spec.model_copy(update={"style": self.style or spec.style, "encoder": self.encoder or spec.encoder})
+
     def kept(self) -> ContentCache | None:
         """The cache, if there is one."""
         return ContentCache(self.cache) if self.cache else None

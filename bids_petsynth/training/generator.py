@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bids_petsynth.clinical.language import TextReader
+from bids_petsynth.clinical.language import TextReader, TextSpec
 from bids_petsynth.errors import UsageError
 from bids_petsynth.models.autoencoder import Autoencoder, build_space
 from bids_petsynth.models.conditioning import fit_standardisation, is_pet, record_matrix
@@ -132,7 +132,8 @@ def check_start(recipe: Recipe, other: Model, folder: Path, text_encoder: str | 
     ``text_encoder`` is the identity of the encoder of texts that is trained with; None leaves it unasked.
     """
     parts = ("grid", "space", "process", "regional", "network", "conditioning", "normalisation")
-    differ = [part for part in parts if getattr(recipe, part) != getattr(other.recipe, part)]
+    one, its = _as_built(recipe), _as_built(other.recipe)
+    differ = [part for part in parts if getattr(one, part) != getattr(its, part)]
     if bool(recipe.losses.alignment) != bool(other.recipe.losses.alignment):
         differ.append("losses.alignment")
     if differ:
@@ -145,6 +146,13 @@ def check_start(recipe: Recipe, other: Model, folder: Path, text_encoder: str | 
             f"The model {folder} was trained with the text encoder {other.text_encoder or 'none'}, and this training "
             f"reads with {text_encoder or 'none'}; give the same with --text-encoder, or leave --init-from out."
         )
+
+
+def _as_built(recipe: Recipe) -> Recipe:
+    """The recipe without how its prompts are written and the name of its encoder, which change no network."""
+    spec = recipe.conditioning
+    text = spec.text and TextSpec(tokens=spec.text.tokens, width=spec.text.width)
+    return recipe.model_copy(update={"conditioning": spec.model_copy(update={"text": text})})
 
 
 def start_from(model: Model, other: Model) -> Model:
