@@ -17,8 +17,11 @@ from train_phases import RUNS
 
 from bids_petsynth.models.autoencoder import Autoencoder, build_space
 from bids_petsynth.training import generator
-from bids_petsynth.training.generator import Run, _forget_after, train
+from bids_petsynth.training.generator import Run, _forget_after, build_model, pretrain, train
 from bids_petsynth.training.launch import launch
+from bids_petsynth.training.loop import Share, step_generator
+from bids_petsynth.training.objective import Objective
+from bids_petsynth.training.pairs import Pool
 from bids_petsynth.training.phases import fit_autoencoder
 from bids_petsynth.training.validation import share_held_out
 
@@ -109,6 +112,27 @@ def test_a_run_killed_within_a_phase_ends_as_if_it_had_not_been(killed, recipe, 
     for log in logs:
         one, other = curve(whole / log), curve(resumed / log)
         assert one == other and [step for step, _ in one] == [str(k) for k in range(1, len(one) + 1)] and len(one) >= 4
+
+
+def test_detail_is_asked_for_on_pairs_alone(tmp_path):
+    """MRI2PET adds the pyramid to its second phase: whatever its weight, the first one ends with the same network."""
+    fabric, ends, values = launch("cpu"), [], []
+    for weight in (0.0, 50.0):
+        recipe = small_recipe(
+            tracers=["AV45"],
+            regional=None,
+            losses={"laplacian": weight},
+            pretraining={"steps": 2, "style": "none"},
+            training={"tensorboard": False, "rate": 1e-2},
+        )
+        ground = SmallGround(recipe)
+        space = build_space(recipe)
+        pool = Pool(ground.case, space.encode, *ground.pool, recipe.tracers)
+        model = build_model(recipe, pool, ground, space)
+        pretrain(model, pool, None, Run(tmp_path / f"{weight}", report=lambda line: None), fabric)
+        ends.append(torch.cat([p.detach().flatten() for p in model.denoiser.parameters()]))
+        values.append(Objective(model, pool, "cpu").loss(0, step_generator(0, 0), Share()).item())
+    assert torch.equal(*ends) and values[1] > values[0] + 1e-3
 
 
 def test_validations_after_the_checkpoint_are_superseded(tmp_path):

@@ -199,8 +199,8 @@ class LossSpec(_Part):
     """Weights of the losses; all but the first act on the image that the network's output implies.
 
     ``process`` is the error of what the process asks for (velocity, ε, x₀). ``l1``, ``mse``, ``ssim`` (1 − SSIM),
-    ``laplacian`` (MRI2PET), ``clinical`` (regional means, ACADiff), ``alignment`` (text and image, CLIP),
-    ``translation`` and ``cycle`` (PASTA's conditioner task and cycle exchange) and ``adversarial`` are added.
+    ``laplacian`` (MRI2PET, not in pre-training), ``clinical`` (regional means, ACADiff), ``alignment`` (text and image,
+    CLIP), ``translation`` and ``cycle`` (PASTA's conditioner task and cycle exchange) and ``adversarial`` are added.
     ``regions`` weighs the voxels of the target's regions in ``l1`` and ``mse`` by ``region_weight``, "learned" changes
     it while training.
     """

@@ -271,7 +271,10 @@ def pretrain(model: Model, pool: Pool, minutes: float | None, run: Run, fabric: 
     """Train the model's denoiser on the pool's pairs, before it sees any PET."""
     recipe = model.recipe
     spec = recipe.training.model_copy(update={"steps": recipe.pretraining.steps, "patience": 0})
-    objective = Objective(model, pool, str(fabric.device), run.texts)
+    # as published, detail is asked for where the scans are real
+    losses = recipe.losses.model_copy(update={"laplacian": 0.0})
+    first = replace(model, recipe=recipe.model_copy(update={"losses": losses}))
+    objective = Objective(first, pool, str(fabric.device), run.texts)
     more = (minutes, fabric, objective.critic, "pre-training", objective.shared)
     loop = Loop(objective.net, objective.loss, spec, run.out / "pretraining", *more)
     if run.resume:
