@@ -15,6 +15,7 @@ from toy_recipes import shrunk
 from bids_petsynth.models.autoencoder import build_space
 from bids_petsynth.models.recipe import Recipe
 from bids_petsynth.models.synthesizer import Synthesizer
+from bids_petsynth.tables import read_table
 from bids_petsynth.training.generator import build_model
 from bids_petsynth.training.loop import Share, step_generator
 from bids_petsynth.training.objective import Objective, _other_noise
@@ -104,6 +105,30 @@ def test_all_training_scans_are_standardised_by_every_modality_that_occurs(norma
     values = torch.cat(everything).movedim(1, 0).flatten(1)
     np.testing.assert_allclose(model.latent_mean, values.mean(1), atol=1e-4)
     np.testing.assert_allclose(model.latent_sd, values.std(1), rtol=1e-3)
+
+
+def test_the_markers_that_must_not_drift_are_a_pets_regions_and_a_t1ws_hippocampus_and_ventricles():
+    recipe = small_recipe(
+        tracers=["AV45", "T1w"],
+        regional=None,
+        conditioning={"images": [], "sources": ["T1w", "AV45"]},
+        losses={"process": 0.0, "clinical": 3.0},
+        training={"batch": 6},
+    )
+    made = objective(recipe)
+    example = made.example(0, step_generator(0, 0), Share())
+    drawn = example.data + torch.randn(example.data.shape, generator=torch.Generator().manual_seed(0))
+    errors = (made._image(drawn, example) - made._image(example.data, example))[:, 0].double().numpy()
+    labels = example.labels.double().numpy()
+    names = [row["name"] for row in read_table("regions.tsv")]
+    rows = {"AV45": range(1, 48), "T1w": [1 + names.index(name) for name in ("hippocampus", "lateral_ventricle")]}
+    assert set(example.batch.tracers) == set(rows) and errors.shape[1:] == labels.shape[2:]
+    expected = [
+        # a region's mean has the weight of one voxel of no error more
+        np.mean([(np.sum(error * one[k]) / (one[k].sum() + 1)) ** 2 for k in rows[name]])
+        for error, one, name in zip(errors, labels, example.batch.tracers, strict=True)
+    ]
+    assert made._image_losses(drawn, example).item() == pytest.approx(3 * np.mean(expected), rel=1e-4)
 
 
 def autoencoded(scale: float) -> Objective:

@@ -110,8 +110,8 @@ def clinical_consistency(
 ) -> Tensor:
     """``1/K · Σ_k (mean_k(prediction) − mean_k(target))²`` per example ``(N,)``: regional biomarkers must not drift.
 
-    Of PET these are regional SUVR; of a T1w, where ``classes`` may be hippocampus and ventricle, they follow atrophy:
-    if the drawn hippocampus is too small, its label's mean falls. After ACADiff (arXiv:2603.09931; without a formula).
+    Of PET these are regional SUVR; of a T1w, whose ``classes`` are hippocampus and ventricles, they follow atrophy: if
+    the drawn hippocampus is too small, its label's mean falls. After ACADiff (arXiv:2603.09931; without a formula).
 
     Parameters
     ----------

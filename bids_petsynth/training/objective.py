@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from bids_petsynth.anatomy.regions import n_classes
+from bids_petsynth.anatomy.regions import n_classes, region_index
 from bids_petsynth.clinical.language import TextReader
 from bids_petsynth.devices import fast_autocast
 from bids_petsynth.folding import unfold
@@ -29,6 +29,9 @@ from bids_petsynth.training.scaling import Spread
 
 #: Display window of what is no PET, in units of white matter's median: as wide as intensities of the head spread.
 OTHER_WINDOW = 2.0
+#: Regions that tell atrophy: the mean of a T1w over their labels falls where the one is drawn too small, and rises
+#: where the other is.
+ATROPHY = ("hippocampus", "lateral_ventricle")
 #: People whose decoded scans tell the unit of losses on images.
 UNIT_PEOPLE = 8
 #: What a batch in parts changes in recipes with that loss.
@@ -58,6 +61,11 @@ def target_classes(modality: str) -> list[int]:
     if not is_pet(modality):
         return []
     return np.flatnonzero(target_weights(tracer_named(modality), np.ones(n_classes()))).tolist()
+
+
+def marker_classes(modality: str) -> list[int]:
+    """Classes whose means must not drift: every region of a PET scan, what follows :data:`ATROPHY` of others."""
+    return list(range(1, n_classes())) if is_pet(modality) else [region_index()[name] for name in ATROPHY]
 
 
 def split(net: Denoiser | DualDenoiser, latents: Tensor, sources: Sources) -> tuple[Tensor, Tensor | None]:
@@ -278,7 +286,11 @@ class Objective:
             per_example = per_example + w.laplacian * losses.laplacian_loss(a, b, levels)
         if w.clinical:
             labels = _pooled_alike(example.labels, image)
-            per_example = per_example + w.clinical * losses.clinical_consistency(image, truth, labels)
+            drifts = [
+                losses.clinical_consistency(image[k : k + 1], truth[k : k + 1], labels[k : k + 1], marker_classes(name))
+                for k, name in enumerate(example.batch.tracers)
+            ]
+            per_example = per_example + w.clinical * torch.cat(drifts)
         if w.alignment:
             labels = _pooled_alike(example.labels, image)
             on_labels = F.interpolate(image, labels.shape[2:], mode="area")[:, 0]
