@@ -35,6 +35,16 @@ def test_an_adapted_model_does_not_replace_the_one_it_begins_with(tmp_path, caps
     assert load_model(folder).fingerprint == before
 
 
+def test_a_folder_to_begin_with_that_is_none_is_a_sentence(tmp_path, capsys):
+    (tmp_path / "bids").mkdir()
+    (tmp_path / "empty").mkdir()
+    for name, told in (("nowhere", "There is no model folder"), ("empty", "is not a complete model folder")):
+        folder = tmp_path / name
+        assert main([str(tmp_path / "bids"), str(tmp_path / "out"), "train", "--init-from", str(folder)]) in (1, 2)
+        said = capsys.readouterr().err
+        assert told in said and str(folder) in said and "recipe" not in said
+
+
 @pytest.mark.parametrize(
     ("recipe", "part"),
     [(with_autoencoder(regional=None), "space"), (worded(0.5), "losses.alignment"), (worded(), None)],

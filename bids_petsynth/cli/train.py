@@ -121,7 +121,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     torch.set_num_threads(threads)
     start = arguments.init_from
-    recipe = load_recipe(arguments.recipe or (start / "recipe.toml" if start else "petsynth"))
+    begin = load_model(start) if start else None
+    recipe = begin.recipe if begin and not arguments.recipe else load_recipe(arguments.recipe or "petsynth")
     name = arguments.name or recipe.name
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise UsageError(
@@ -130,7 +131,6 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable(arguments.output_dir)
     folder = arguments.output_dir / "models" / name
     working = folder.with_name(f"{name}-training")
-    begin = load_model(start) if start else None
     if begin is not None:
         if folder.resolve() == start.resolve():
             raise UsageError(f"The adapted model would replace {start}, which it begins with; give it another --name.")
