@@ -203,6 +203,42 @@ def test_parts_that_do_not_fit_each_other_are_told_when_a_recipe_is_read(changes
     assert words in str(caught.value) and "\n" not in str(caught.value) and str(caught.value).count(". ") == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("regression", {"losses": {"l1": 0.0}}, "losses: every weight is 0"),
+        ("pasta", {"losses": {"l1": 0.0, "ssim": 0.0, "translation": 0.0}}, "losses: every weight is 0"),
+        ("mri2pet", {"losses": {"process": 0.0}}, "losses.laplacian is of pairs alone"),
+        ("mri2pet", {"losses": {"regions": "fixed"}}, "losses.regions weighs voxels of l1 and mse"),
+        ("language", {"training": {"batch": 1}}, "losses.alignment compares examples of a batch"),
+        ("pasta", {"conditioning": {"images": ["labels"]}}, "conditioning.images"),
+        ("pasta", {"conditioning": {"drop_source": 0.5}}, "conditioning.drop_source"),
+        ("cldm", {"conditioning": {"drop_source": 0.5}}, "conditioning.drop_source"),
+        ("petsynth", {"conditioning": {"drop_source": 0.5}}, "conditioning.drop_source"),
+        ("ddpm3d", {"process": {"sampler": "ddpm", "eta": 0.5}}, "process.eta"),
+    ],
+)
+def test_what_a_training_would_not_heed_is_told_before_it_and_loads_in_a_trained_model(tmp_path, name, changes, words):
+    data = load_recipe(name).model_dump(mode="json", exclude_none=True)
+    for part, values in changes.items():
+        data[part] |= values
+    path = tmp_path / "mine.toml"
+    path.write_text(tomli_w.dumps(data))
+    with pytest.raises(ModelError) as caught:
+        load_recipe(path)
+    assert words in str(caught.value) and "; set " in str(caught.value) and str(caught.value).count(". ") == 0
+    parse_recipe(path.read_text(), "a model's")
+
+
+def test_slabs_are_shown_no_images_unless_a_recipe_says_so(tmp_path):
+    text = data_path("recipes", "pasta.toml").read_text().replace("images = []\n", "")
+    assert "images" not in text
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    assert load_recipe(path).conditioning.images == ()
+    assert load_recipe("pasta").conditioning.images == ()
+
+
 def test_unknown_recipe_lists_the_known_ones():
     with pytest.raises(ModelError, match="petsynth"):
         load_recipe("nothing")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -313,6 +313,15 @@ class Recipe(_Part):
         """What is encoded into the latent space: targets, then the sources that are not among them."""
         return tuple(dict.fromkeys((*self.tracers, *self.conditioning.sources)))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _shown_its_source_alone(cls, data: Any) -> Any:
+        """The images that are shown unless a recipe says otherwise: none to a network that takes none."""
+        match data:
+            case {"network": {"kind": "dual-arm"}, "conditioning": {**spec}} if "images" not in spec:
+                return data | {"conditioning": {"images": (), **spec}}
+        return data
+
     @model_validator(mode="after")
     def _holds_together(self) -> Recipe:
         from bids_petsynth.models.recipe_checks import misfits
@@ -347,20 +356,25 @@ def parse_recipe(text: str, where: str) -> Recipe:
 
 
 def load_recipe(name: str | Path) -> Recipe:
-    """A built-in recipe by name, or one from a TOML file.
+    """A built-in recipe by name, or one from a TOML file, to be trained.
 
     Raises
     ------
     ModelError
-        If there is none, or it does not hold together.
+        If there is none, it does not hold together, or it asks for what a training would not heed.
     """
+    from bids_petsynth.models.recipe_checks import unheeded
+
     path = Path(name)
     if path.suffix != ".toml":
         path = data_path("recipes", f"{name}.toml")
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in data_path("recipes").glob("*.toml")))
         raise ModelError(f"There is no recipe {name}; name one of {known}, or a TOML file.")
-    return parse_recipe(path.read_text(encoding="utf-8"), str(name))
+    recipe = parse_recipe(path.read_text(encoding="utf-8"), str(name))
+    for sentence in unheeded(recipe):
+        raise ModelError(f"Recipe {name}: {sentence}.")
+    return recipe
 
 
 def recipe_text(recipe: Recipe) -> str:

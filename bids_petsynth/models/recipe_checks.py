@@ -31,6 +31,30 @@ def misfits(recipe: Recipe) -> Iterator[str]:
     yield from _losses(recipe)
 
 
+def unheeded(recipe: Recipe) -> Iterator[str]:
+    """Sentences as :func:`misfits`, on choices that a training would not heed or could not learn by.
+
+    Models that were trained so can be used, so only a recipe that is to be trained is asked.
+    """
+    losses, spec = recipe.losses, recipe.conditioning
+    dual = recipe.network.kind == "dual-arm"
+    first = losses.model_copy(update={"laplacian": 0.0})
+    if not (losses.process or losses.of_image or (dual and losses.translation)):
+        yield "losses: every weight is 0, so nothing would be learned; set process or another one above 0"
+    elif recipe.pretraining and not (first.process or first.of_image or (dual and first.translation)):
+        yield "losses.laplacian is of pairs alone, so nothing would be learned in pretraining; set process above 0"
+    if losses.regions != "none" and not (losses.l1 or losses.mse):
+        yield 'losses.regions weighs voxels of l1 and mse, which are 0; set one of them above 0 or regions to "none"'
+    if losses.alignment and recipe.training.batch == 1:
+        yield "losses.alignment compares examples of a batch; set training.batch to 2 or more, or the loss to 0"
+    if dual and spec.images:
+        yield 'conditioning.images: network.kind "dual-arm" is shown its source alone; set it to []'
+    if spec.drop_source and (dual or not spec.sources or spec.fusion == "concatenation"):
+        yield 'conditioning.drop_source withholds sources from fusion "attention" in network.kind "unet"; set it to 0'
+    if recipe.process.kind == "ddpm" and recipe.process.sampler == "ddpm" and recipe.process.eta:
+        yield 'process.eta belongs to sampler "ddim"; set it to 0'
+
+
 def _names(recipe: Recipe) -> Iterator[str]:
     """Of variables, targets and sources."""
     modalities = [row["code"] for row in read_table("tracer_codes.tsv")]
