@@ -13,7 +13,7 @@ from scipy import stats
 
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training import calibration, validation
-from bids_petsynth.training.card import figures_section, spread_section
+from bids_petsynth.training.card import conditioning, figures_section, others_section, spread_section
 from bids_petsynth.training.pairs import (
     TrainingCase,
 )
@@ -120,6 +120,73 @@ def test_evaluation_of_a_perfect_model():
     assert row["mae_of_mean"] == pytest.approx(np.nanmean(np.abs(truth[1] - truth[0])) / 2, abs=1e-6)
     assert row["true_positive"] - row["true_negative"] == pytest.approx(0.9, abs=0.03)
     assert spread["AV45"] == pytest.approx(1 / 3)
+
+
+def test_a_drawn_t1w_is_measured_in_the_brain_of_those_who_have_a_source():
+    classes = torch.from_numpy(phantom_heads(1).classes[0].astype(np.int64))
+    t1w = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0))
+    brain = (classes > 0) & (classes < 48)
+    conditioning = {"images": [], "sources": ["T1w", "AV45"]}
+    recipe = small_recipe(tracers=["AV45", "T1w"], regional=None, conditioning=conditioning)
+
+    def case(**pet):
+        return TrainingCase("h", t1w, classes, classes, classes[None], {}, {}, pet)
+
+    class Planted:
+        model, tracers = small_model(recipe), ("AV45",)
+
+        def sample(self, t1w, labels, record, tracer, n, seed, given):
+            assert tracer == "T1w" and "AV45" in given
+            # the mean over draws is off by 0.1 in the brain and by much outside
+            offsets = 0.1 + torch.linspace(-0.3, 0.3, n)[:, None, None, None]
+            return torch.where(brain, t1w + offsets, 9.0).numpy()
+
+    figures = validation.evaluate_others(Planted(), [case(AV45=t1w), case()], 4)
+    assert set(figures) == {"T1w"} and figures["T1w"]["people"] == 1
+    assert figures["T1w"]["mae"] == pytest.approx(0.1, abs=1e-6)
+    assert figures["T1w"]["psnr"] == pytest.approx(20 * np.log10(2 / 0.1), abs=1e-4)
+    assert figures["T1w"]["ssim"] < 1
+    told = others_section(figures)
+    assert "| T1w | 0.100 | 26.0 |" in told and others_section({}) == ""
+    # figures of PET that are measured again leave it where it is
+    row = dict.fromkeys(("mae", "mae_of_mean", "bias", "voxel_r"), 0.5) | {"people": 1}
+    card = f"# Card\n\n{figures_section({'AV45': row}, False)}{told}\n\n## Training\n"
+    assert calibration.with_section(card, figures_section({"AV45": row}, False)) == card
+
+
+@pytest.mark.parametrize(
+    ("changes", "notes", "told"),
+    [
+        ({}, False, "T1w, label probabilities, tracer, and of the record (any may be missing"),
+        (
+            {"conditioning": {"images": [], "sources": ["T1w", "FDG", "CT"]}, "tracers": ["AV45", "T1w"]},
+            False,
+            "any of T1w, FDG, target, and of the record (any",
+        ),
+        (
+            {"conditioning": {"images": [], "sources": ["FDG", "T1w"], "fusion": "concatenation"}},
+            False,
+            "one of FDG, T1w, tracer, and of the record (any",
+        ),
+        ({"conditioning": {"images": [], "sources": ["T1w", "CT"]}}, False, "T1w, tracer, and of the record (any"),
+        (
+            {"conditioning": {"images": ["t1w"], "text": {"style": "numbers", "encoder": "/a/place/ours"}}},
+            True,
+            "T1w, tracer, and of the record as numbers and in words (prompt style `numbers`, encoder `ours`, with",
+        ),
+        (
+            {"conditioning": {"images": ["t1w"], "variables": [], "text": {}}},
+            False,
+            "T1w, tracer, and a text (prompt style `template`, encoder `minilm`, without notes).",
+        ),
+        ({"conditioning": {"images": ["t1w"], "numeric": False}}, False, "T1w, tracer."),
+    ],
+)
+def test_a_card_tells_what_the_network_is_given(changes, notes, told):
+    model = small_model(small_recipe(**({"regional": None} | changes)))
+    # no CT was seen in training
+    model = replace(model, scaling={name: pair for name, pair in model.scaling.items() if name != "CT"})
+    assert conditioning(model, notes).startswith(told)
 
 
 def test_texture_gains_undo_what_was_planted(monkeypatch):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from bids_petsynth.anatomy.regions import class_weights
 from bids_petsynth.clinical.variables import ALL_BLOOD
+from bids_petsynth.models.conditioning import is_pet
 from bids_petsynth.models.denoiser import parameters_in_millions
 from bids_petsynth.models.folder import Model
 from bids_petsynth.models.sensitivity import Moved, moved_by
@@ -46,16 +48,22 @@ def model_card(
     model: Model,
     ground: Ground,
     figures: dict[str, dict[str, float]],
+    others: dict[str, dict[str, float]],
     sensitivity: Mapping[str, Mapping[str, tuple[float, float]]],
     minutes: float,
     steps: int,
     note: str = "",
     start: Model | None = None,
 ) -> str:
-    """``MODEL_CARD.md`` filled from the run; ``note`` tells whose the figures are, ``start`` what it began with."""
+    """``MODEL_CARD.md`` filled from the run.
+
+    ``others`` are the figures of what is drawn beside PET, ``note`` tells whose all of them are, ``start`` what the
+    training began with.
+    """
     recipe = model.recipe
+    others_drawn = [name for name in recipe.tracers if not is_pet(name)]
+    alone = "".join(f", and {name} with white matter at 1," for name in others_drawn)
     grid = f"{' × '.join(map(str, recipe.grid.shape))} voxels of {recipe.grid.voxel_size:g} mm"
-    columns = "\n".join(f"- `{spec.name}` ({spec.transform})" for spec in recipe.conditioning.variables)
     return f"""# Model card: {recipe.name}{" (demonstration)" if ground.demonstration else ""}
 
 {ground.standing}
@@ -67,14 +75,12 @@ def model_card(
 {ground.data()}
 
 ## Tracers
-{", ".join(recipe.tracers)}, in SUVR on a grid of {grid}.
+{", ".join(filter(is_pet, recipe.tracers))}, in SUVR{alone} on a grid of {grid}.
 
 ## Conditioning
-T1w, label probabilities, tracer, and of the record (any may be missing; on the named assay's scale):
+{conditioning(model, any(record.get("notes") for record in ground.records()))}
 
-{columns}
-
-{figures_section(figures, ground.demonstration)}
+{figures_section(figures, ground.demonstration)}{others_section(others)}
 
 {" ".join(filter(None, (ground.figures_note, note)))}
 
@@ -85,6 +91,30 @@ T1w, label probabilities, tracer, and of the record (any may be missing; on the 
 {recipe.training.batch} examples in {minutes:.0f} minutes, seed {recipe.training.seed},
 finished {model.version}.{_origin(start)}
 """
+
+
+def conditioning(model: Model, notes: bool) -> str:
+    """What the network is given, and in which form the record; ``notes`` tells whether it was trained with any."""
+    spec = model.recipe.conditioning
+    names = {"t1w": "T1w", "labels": "label probabilities"}
+    given = [names[image] for image in spec.images]
+    if seen := [name for name in spec.sources if name in model.scaling]:
+        one = len(seen) == 1
+        given.append(seen[0] if one else f"{'any' if spec.fusion == 'attention' else 'one'} of {', '.join(seen)}")
+    given.append("tracer" if all(map(is_pet, model.recipe.tracers)) else "target")
+    numeric, told = spec.numeric or model.regional is not None, ""
+    if spec.text is not None:
+        # the name of an encoder's folder tells enough
+        encoder, noted = Path(spec.text.encoder).name, "with" if notes else "without"
+        told = f" (prompt style `{spec.text.style}`, encoder `{encoder}`, {noted} notes)"
+    if not spec.variables or not (numeric or told):
+        return f"{', '.join(given)}{told and f', and a text{told}'}."
+    told = told and f" {'as numbers and in words' if numeric else 'in words alone'}{told}"
+    columns = "\n".join(f"- `{variable.name}` ({variable.transform})" for variable in spec.variables)
+    return f"""\
+{", ".join(given)}, and of the record{told} (any may be missing; on the named assay's scale):
+
+{columns}"""
 
 
 def _origin(start: Model | None) -> str:
@@ -110,6 +140,23 @@ Regional SUVR over all regions; the baseline predicts every region's mean over t
 
 | tracer | MAE | baseline | bias | voxel r | cortex, negative: true / synthetic | positive: the same | people |
 |---|---|---|---|---|---|---|---|
+{chr(10).join(rows)}"""
+
+
+def others_section(others: Mapping[str, Mapping[str, float]]) -> str:
+    """What follows on figures of drawn images that are no PET, of ``training.validation.evaluate_others``."""
+    rows = [
+        f"| {target} | {f['mae']:.3f} | {f['psnr']:.1f} | {f['ssim']:.3f} | {f['people']:.0f} |"
+        for target, f in others.items()
+    ]
+    if not rows:
+        return ""
+    return f"""
+
+In the brain, the mean of draws beside the measured scan, white matter at 1:
+
+| target | MAE | PSNR (dB) | SSIM | people |
+|---|---|---|---|---|
 {chr(10).join(rows)}"""
 
 

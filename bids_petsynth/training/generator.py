@@ -44,6 +44,7 @@ from bids_petsynth.training.validation import (
     HeldOut,
     calibration,
     evaluate,
+    evaluate_others,
     share_held_out,
 )
 
@@ -256,14 +257,17 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
         tuned = calibration(generator, people, ground.texture_cases)
         generator = Synthesizer(replace(trained, texture=tuned["texture"]), device, run.texts)
     figures, spread = evaluate(generator, reported, CARD_DRAWS, recipe.grid.voxel_size)
+    others = evaluate_others(generator, reported, CARD_DRAWS)
     tuned = {"spread": spread} | tuned
     trained = replace(trained, **tuned, ranges=ground.ranges(), surface=_normative(ground, recipe, run))
     given = "Each synthetic scan was made given all other scans of the person that the recipe takes."
     note = " ".join(filter(None, (held.note, given if set(recipe.conditioning.sources) - {"T1w"} else "")))
-    card = model_card(trained, ground, figures, sensitivity, loop.state.elapsed / 60, loop.state.step, note, start)
+    card = model_card(
+        trained, ground, figures, others, sensitivity, loop.state.elapsed / 60, loop.state.step, note, start
+    )
     trained = replace(trained, card=card)
     save_model(trained, out / "model")
-    (out / "figures.json").write_text(json.dumps({"figures": figures, **tuned}, indent=2) + "\n")
+    (out / "figures.json").write_text(json.dumps({"figures": figures | others, **tuned}, indent=2) + "\n")
     return trained
 
 

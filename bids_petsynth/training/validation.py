@@ -11,12 +11,14 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from bids_petsynth.anatomy.regions import regions
-from bids_petsynth.evaluation.image import power_spectrum, spectrum_ratio, taper
+from bids_petsynth.evaluation.image import errors, power_spectrum, spectrum_ratio, ssim, taper
 from bids_petsynth.models.codec import TEXTURE_BAND
+from bids_petsynth.models.conditioning import is_pet
 from bids_petsynth.models.regional import along
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.pet.tracers import target_weights
 from bids_petsynth.pet.tracers import tracer as tracer_named
+from bids_petsynth.training.objective import OTHER_WINDOW
 from bids_petsynth.training.pairs import TrainingCase
 from bids_petsynth.training.regional import RegionalPeople
 
@@ -282,6 +284,28 @@ def share_held_out(cases: Sequence[TrainingCase], patience: int) -> HeldOut:
         "training stopped."
     )
     return HeldOut(watched, reported, note)
+
+
+def evaluate_others(
+    synthesizer: Synthesizer, cases: Sequence[TrainingCase], n_draws: int
+) -> dict[str, dict[str, float]]:
+    """Figures in the brain of what else a model draws, a T1w: of the mean over draws, white matter at 1.
+
+    People who lack every scan that it is drawn from are left out, as ``participant`` does.
+    """
+    model, figures = synthesizer.model, {}
+    for target in (name for name in model.recipe.tracers if not is_pet(name)):
+        rows = []
+        for number, case in enumerate(cases):
+            if target in case.images and model.taken(case.images, target):
+                drawn = synthesizer.sample(*asked(case, target, n_draws, number)).mean(0)
+                scan, brain = case.images[target].numpy(), in_brain(case.measured.numpy())
+                row = errors(drawn, scan, (0, OTHER_WINDOW), brain)
+                rows.append((row["mae"], row["psnr"], ssim(drawn, scan, OTHER_WINDOW, brain)))
+        if rows:
+            means = np.mean(rows, 0).tolist()
+            figures[target] = {"people": len(rows), **dict(zip(("mae", "psnr", "ssim"), means, strict=True))}
+    return figures
 
 
 def evaluate(
