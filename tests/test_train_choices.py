@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ground_small import SmallGround
 from models_small import small_model, small_recipe
 
 from bids_petsynth.cli import train
 from bids_petsynth.cli.main import main
 from bids_petsynth.clinical.language import TextOptions
+from bids_petsynth.errors import UsageError
 from bids_petsynth.models.folder import load_model, save_model
-from bids_petsynth.models.recipe import recipe_text
+from bids_petsynth.models.recipe import Recipe, recipe_text
 from bids_petsynth.models.synthesizer import reader_of
 from bids_petsynth.training import generator, preparing
 from bids_petsynth.training.real import Stored
@@ -21,12 +24,18 @@ TEXT = {"style": "template", "encoder": "hashed", "width": 32, "tokens": 8}
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch) -> Callable[..., list[str]]:
+def prepared() -> list[bool]:
+    """Grows when scans are prepared."""
+    return []
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, prepared) -> Callable[..., list[str]]:
     """Command of a training whose scans need no preparing and whose steps are none."""
     people = [Stored(f"{n:02d}", Path(f"head{n}"), {"AV45": Path(f"scan{n}")}, {}) for n in range(8)]
     (tmp_path / "bids").mkdir()
     monkeypatch.setattr(train, "_paired", lambda *_: ([], [], ["AV45"]))
-    monkeypatch.setattr(preparing, "prepare_together", lambda *_: (people, [], []))
+    monkeypatch.setattr(preparing, "prepare_together", lambda *_: prepared.append(True) or (people, [], []))
 
     def untrained(ground, recipe, run):
         save_model(small_model(recipe), run.out / "model")
@@ -52,3 +61,40 @@ def test_a_model_keeps_how_its_prompts_were_written_and_read(tmp_path, command):
     # as `participant` reads it without a word on prompts
     prompt = reader_of(model, TextOptions()).prompt({"age": 70.0})
     assert prompt.status == "numbers" and prompt.text.startswith("age 70")
+
+
+def pretrained(**changes):
+    return small_recipe(regional=None, pretraining={"steps": 1, "style": "vgg19"}, **changes)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "told"),
+    [
+        (worded(style="llm"), [], "--llm-endpoint"),
+        (worded(), ["--prompt", "llm"], "--llm-endpoint"),
+        (worded(), ["--text-encoder", "nowhere"], "nowhere"),
+        (pretrained(), [], "--vgg19"),
+        (pretrained(), ["--vgg19", "nowhere.safetensors"], "nowhere.safetensors"),
+    ],
+)
+def test_what_cannot_be_read_is_told_before_scans_are_prepared(command, prepared, capsys, recipe, options, told):
+    assert main(command(recipe, *options)) in (1, 2)
+    said = capsys.readouterr().err
+    assert told in said and "Traceback" not in said and not prepared
+
+
+def test_another_text_encoder_than_the_first_models_is_told_before_scans_are_prepared(
+    tmp_path, command, prepared, capsys
+):
+    save_model(replace(small_model(worded()), text_encoder="another"), tmp_path / "start")
+    assert main(command(worded(), "--init-from", str(tmp_path / "start"))) == 2
+    assert "was trained with the text encoder another" in capsys.readouterr().err and not prepared
+
+
+def test_weights_of_vgg19_that_cannot_be_read_are_told_before_the_autoencoder_is_trained(tmp_path):
+    space = {"kind": "autoencoder", "channels": [2, 4], "groups": 2, "latent_channels": 2}
+    recipe = Recipe.model_validate(pretrained().model_dump(mode="json") | {"space": space})
+    (tmp_path / "vgg19").write_bytes(b"none")
+    with pytest.raises(UsageError, match="vgg19"):
+        generator.train(SmallGround(recipe), recipe, generator.Run(tmp_path / "out", vgg19=tmp_path / "vgg19"))
+    assert not (tmp_path / "out" / "autoencoder").exists()

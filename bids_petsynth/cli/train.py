@@ -116,6 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
     from bids_petsynth.reports.training import pairs_page
     from bids_petsynth.training import generator
     from bids_petsynth.training.launch import launch
+    from bids_petsynth.training.phases import choose_style
     from bids_petsynth.training.preparing import Preparation, prepare_together
     from bids_petsynth.training.site import SiteGround, describe
 
@@ -145,12 +146,19 @@ def run(arguments: argparse.Namespace) -> int:
     device, first = str(fabric.device), fabric.is_global_zero
     how = Preparation(working, window, arguments.pet_fwhm, device, arguments.random_seed)
     words = language_from(arguments)
+    # what cannot be read is told before the scans are prepared, which may take hours
+    texts = None
     if (text := recipe.conditioning.text) is not None:
         if words.cache is None:
             words = replace(words, cache=(working / "texts").resolve())
         # the model is read as it was trained, whatever the recipe said
         conditioning = recipe.conditioning.model_copy(update={"text": words.chosen(text)})
         recipe = recipe.model_copy(update={"conditioning": conditioning})
+        texts = TextReader(text, [variable.name for variable in conditioning.variables], words, device)
+    if begin is not None:
+        generator.check_start(recipe, begin, start, texts.encoder.identity if texts else None)
+    elif recipe.pretraining is not None:
+        choose_style(recipe, arguments.vgg19, "cpu")
     read = _reader(bids_dir, arguments.mapping, words.notes_columns)
     alone = cases if recipe.pretraining else []
     people, rows, unpaired = prepare_together(fabric, pairs, alone, recipe, read, how, say)
@@ -194,9 +202,6 @@ def run(arguments: argparse.Namespace) -> int:
     fabric.barrier()
     if first:
         say(f"training on {len(inside)} heads with {', '.join(used)}; {len(outside)} held out")
-    texts = None
-    if (text := recipe.conditioning.text) is not None:
-        texts = TextReader(text, [variable.name for variable in recipe.conditioning.variables], words, device)
     run = generator.Run(
         working,
         arguments.time_budget,

@@ -190,6 +190,7 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
     if run.start is not None:
         start = load_model(run.start)
         check_start(recipe, start, run.start, text_encoder)
+    style = choose_style(recipe, run.vgg19, device) if recipe.pretraining is not None and start is None else None
     space = build_space(recipe)
     minutes = _phase_minutes(recipe, run.minutes, adapted=start is not None)
     if isinstance(space, Autoencoder):
@@ -213,8 +214,8 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
         fabric.barrier()
         if not first:
             _load_regional(model, out / "regional.safetensors")
-    if recipe.pretraining is not None and start is None:
-        cases = styled(ground, choose_style(recipe, run.vgg19, device))
+    if style is not None:
+        cases = styled(ground, style)
         # VGG's style is made on the device itself, which has no room for several at once
         ahead = 0 if recipe.pretraining.style == "vgg19" else ahead
         # nothing of it stays in memory
