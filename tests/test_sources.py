@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,19 +10,22 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+from ground_small import SmallGround
 from models_small import CLASSES, SHAPE, small_model, small_recipe
 from pets_small import add, canonical, dataset
 from scanner_small import head, noise, rigid, scanned, scanner
+from scipy.ndimage import gaussian_filter
 
 from bids_petsynth.anatomy.regions import codes_of
 from bids_petsynth.bids.index import find_cases
 from bids_petsynth.bids.pets import find_pets, with_pets
 from bids_petsynth.models.conditioning import taken_sources
-from bids_petsynth.models.folder import save_model
+from bids_petsynth.models.folder import SOURCE_PET, load_model, save_model
 from bids_petsynth.models.recipe import ConditioningSpec, Recipe
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.settings import Settings
-from bids_petsynth.types import Anatomy, ClinicalRecord, Grid
+from bids_petsynth.training.generator import Run, train
+from bids_petsynth.types import Anatomy, ClinicalRecord, Grid, PetScan
 from bids_petsynth.workflows import steps
 
 SOURCES = ["T1w", "T2w", "FDG", "AV45"]
@@ -98,3 +102,38 @@ def test_raw_pet_of_another_tracer_is_given_to_the_model_on_the_t1w_in_suvr(tmp_
     assert given["FBB"][reference].mean() == pytest.approx(1, abs=1e-3)
     # where the scanner had put it, it would be 0.4 off
     assert np.abs(given["FBB"] - uptake / uptake[reference].mean())[labels > 0].mean() < 0.06
+
+
+@pytest.mark.parametrize(("window", "fwhm"), [(None, None), ((50.0, 70.0), None), (None, 8.0)])
+def test_participant_prepares_a_source_as_the_model_was_trained_with_it(tmp_path, window, fwhm):
+    """Training keeps window and smoothing in the model folder; ``participant`` needs no word of them."""
+    recipe = recipe_with("attention", ["T1w", "FBB"], training={"steps": 1, "tensorboard": False})
+    run = Run(tmp_path, validate=0, report=lambda line: None, pet_window=window, pet_fwhm=fwhm)
+    train(SmallGround(recipe, 3), recipe, run)
+    labels = np.zeros((48, 48, 48), int)
+    labels[4:-4, 4:-4, 4:-4] = codes_of("middle_frontal")[0]
+    labels[4:-4, 4:-4, 4:14] = codes_of("cerebellar_grey")[0]
+    head = Anatomy(np.ones(labels.shape, np.float32), labels, np.zeros(0), Grid(labels.shape, np.diag([3.0, 3, 3, 1])))
+    frames = np.random.default_rng(0).uniform(1, 2, (*labels.shape, 2)).astype(np.float32)
+    path = tmp_path / "pet.nii.gz"
+    nib.save(nib.Nifti1Image(frames, head.grid.affine), path)
+    # the second frame is in the tracer's usual window, the first in the other
+    times = {"Units": "Bq/mL", "FrameTimesStart": [3000, 5400], "FrameDuration": [1200, 1200]}
+    scan = PetScan("00", None, "FBB", path, times, prepared=True)
+    settings = Settings(tmp_path, tmp_path / "out", ("AV45",), tmp_path / "model", "cpu")
+    expected = frames[..., 1 if window is None else 0]
+    if fwhm:
+        expected = gaussian_filter(expected, fwhm / np.sqrt(8 * np.log(2)) / 3)
+    reference = np.isin(labels, codes_of("cerebellar_grey"))
+    inner = (slice(6, -6),) * 3  # smoothing knows the rim in its own way
+    found = steps.scan_on(head, scan, settings)
+    assert found[reference].mean() == pytest.approx(1, abs=1e-4)
+    ratio = found[inner] / expected[inner]
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=2e-3)
+
+
+def test_a_model_without_source_pet_keeps_no_word_of_how_pet_was_prepared(tmp_path):
+    save_model(small_model(), tmp_path)
+    assert not set(SOURCE_PET) & set(json.loads((tmp_path / "model.json").read_text()))
+    model = load_model(tmp_path)
+    assert model.source_window is None and model.source_fwhm is None

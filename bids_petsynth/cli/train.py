@@ -211,6 +211,8 @@ def run(arguments: argparse.Namespace) -> int:
         texts=texts,
         report=say,
         fabric=fabric,
+        pet_window=window,
+        pet_fwhm=arguments.pet_fwhm,
     )
     generator.train(ground, recipe, run)
     if not first:

@@ -21,6 +21,8 @@ from bids_petsynth.models.regional import RegionalFlow
 
 #: Version that is written; folders of all versions from :data:`OLDEST` on are read.
 FORMAT, OLDEST = 3, 2
+#: What ``model.json`` holds only of models that were given PET that was prepared in another way than usual.
+SOURCE_PET = ("source_window", "source_fwhm")
 #: Largest weight file in bytes, so that a model can live in a git repository.
 SHARD_BYTES = 14_000_000
 
@@ -38,6 +40,9 @@ class Model:
         Mean and SD of modalities that have their own, see :meth:`scale`.
     text_encoder
         Identity of the encoder that texts were read with in training, empty in recipes without text.
+    source_window, source_fwhm
+        How PET was prepared that the network was given: minutes after injection that were averaged (the tracer's usual
+        ones if None) and mm that it was smoothed by (None: not at all).
     variables
         Mean and SD of the conditioning variables after their transform.
     spread
@@ -82,6 +87,8 @@ class Model:
     fingerprint: str = ""
     scaling: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)
     text_encoder: str = ""
+    source_window: tuple[float, float] | None = None
+    source_fwhm: float | None = None
 
     def scale(self, modalities: Sequence[str], device: str = "cpu") -> tuple[Tensor, Tensor]:
         """Mean and SD ``(N, C, 1, 1, 1)`` that latents of these modalities are standardised by."""
@@ -167,6 +174,7 @@ def save_model(model: Model, folder: Path) -> None:
         "latent_sd": list(model.latent_sd),
         "scaling": {name: [list(part) for part in pair] for name, pair in model.scaling.items()},
         "text_encoder": model.text_encoder,
+        **{name: getattr(model, name) for name in SOURCE_PET if getattr(model, name) is not None},
         "variables": {
             spec.name: {"mean": mean, "sd": sd}
             for spec, mean, sd in zip(
@@ -337,6 +345,13 @@ def _load_weights(folder: Path, files: list[str], model: Model) -> None:
         net.load_state_dict(mine)
 
 
+def _window(found: Sequence[float] | None) -> tuple[float, float] | None:
+    if found is None:
+        return None
+    low, high = found
+    return float(low), float(high)
+
+
 def load_model(folder: Path) -> Model:
     """Read and check a model folder.
 
@@ -383,6 +398,8 @@ def load_model(folder: Path) -> Model:
                 for name, pair in about.get("scaling", {}).items()
             },
             text_encoder=str(about.get("text_encoder", "")),
+            source_window=_window(about.get("source_window")),
+            source_fwhm=float(about["source_fwhm"]) if "source_fwhm" in about else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(

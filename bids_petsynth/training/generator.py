@@ -76,6 +76,8 @@ class Run:
         Takes lines of progress.
     fabric
         The processes that train together; those of the environment if None.
+    pet_window, pet_fwhm
+        How the PET was prepared; models that are given PET keep it (see ``models.folder.Model.source_window``).
     """
 
     out: Path
@@ -88,6 +90,8 @@ class Run:
     texts: TextReader | None = None
     report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
     fabric: Fabric | None = None
+    pet_window: tuple[float, float] | None = None
+    pet_fwhm: float | None = None
 
 
 def build_model(recipe: Recipe, pool: Pool, ground: Ground, space: torch.nn.Module, text_encoder: str = "") -> Model:
@@ -206,6 +210,8 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
     pooled, ahead = (*ground.pool, *modalities), ahead_on(device)
     pool = Pool(ground.case, on_device(space, device), *pooled, ahead)
     model = build_model(recipe, pool, ground, space, text_encoder)
+    if any(map(is_pet, recipe.conditioning.sources)):
+        model = replace(model, source_window=run.pet_window, source_fwhm=run.pet_fwhm)
     if start is not None:
         model = start_from(model, start)
     if model.regional is not None:

@@ -167,7 +167,8 @@ def scan_on(head: Anatomy, scan: PetScan | OtherScan, settings: Settings) -> np.
 
     if isinstance(scan, OtherScan):
         return prepare_other(scan, head, settings.seed)
-    return prepare_pet(scan, head, tracer_named(scan.tracer), seed=settings.seed).suvr
+    model, spec = description_of(settings.model), tracer_named(scan.tracer)
+    return prepare_pet(scan, head, spec, model.source_window, model.source_fwhm, seed=settings.seed).suvr
 
 
 def outputs(
