@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ground_small import SmallGround
@@ -112,6 +113,17 @@ def test_a_run_killed_within_a_phase_ends_as_if_it_had_not_been(killed, recipe, 
     for log in logs:
         one, other = curve(whole / log), curve(resumed / log)
         assert one == other and [step for step, _ in one] == [str(k) for k in range(1, len(one) + 1)] and len(one) >= 4
+
+
+@pytest.mark.parametrize(("recipe", "within"), [("painted", 2e-4), ("latent", 2e-2)])
+def test_two_processes_give_the_curves_of_one(killed, recipe, within):
+    """A regional flow and a flow over the image; an autoencoder, pre-training and pairs, each with its critic."""
+    whole, two = killed / recipe / "whole", killed / recipe / "together"
+    logs = sorted(path.relative_to(whole) for path in whole.rglob("log.csv"))
+    assert logs == sorted(path.relative_to(two) for path in two.rglob("log.csv"))
+    for log in logs:
+        one, other = ([float(loss) for _, loss in curve(folder / log)] for folder in (whole, two))
+        np.testing.assert_allclose(other, one, rtol=0, atol=within)
 
 
 def test_detail_is_asked_for_on_pairs_alone(tmp_path):

@@ -1,14 +1,15 @@
-"""Trains toy models, each killed within every phase and resumed: ``python train_phases.py FOLDER``.
+"""Trains toy models, killed within every phase and resumed, and in two processes: ``python train_phases.py FOLDER``.
 
 One process imports what is needed and is forked for every run, which saves their start. A checkpoint is written after
-every second step, and the kill comes when one more step has been logged. A recipe has a run ``FOLDER/RECIPE/whole`` and
-those of :data:`RUNS`.
+every second step, and the kill comes when one more step has been logged. A recipe has a run ``FOLDER/RECIPE/whole``,
+those of :data:`RUNS`, and ``FOLDER/RECIPE/together`` of two processes.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -82,8 +83,24 @@ def train(name: str, folder: Path, killed: tuple[str, int] | None = None) -> Non
     generator.train(SmallGround(recipe, 3), recipe, how)
 
 
-def forked(work: Callable[[], None]) -> int:
-    """What a child that does the work ends with: 0, or minus the signal."""
+def together(name: str, folder: Path) -> None:
+    """Train in two children, which find each other as those that torchrun starts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"TORCHELASTIC_RUN_ID": "two", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2}
+
+    def one(rank: int) -> None:
+        own = {**shared, "LOCAL_WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
+        os.environ.update({key: str(value) for key, value in own.items()})
+        train(name, folder)
+
+    children = [started(partial(one, rank)) for rank in range(2)]
+    assert [ended(child) for child in children] == [0, 0]
+
+
+def started(work: Callable[[], None]) -> int:
+    """A child that does the work."""
     child = os.fork()
     if not child:
         code = 1
@@ -93,7 +110,17 @@ def forked(work: Callable[[], None]) -> int:
         finally:
             sys.stderr.flush()
             os._exit(code)
+    return child
+
+
+def ended(child: int) -> int:
+    """What a child ends with: 0, or minus the signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def forked(work: Callable[[], None]) -> int:
+    """What a child that does the work ends with."""
+    return ended(started(work))
 
 
 def main(folder: Path) -> None:
@@ -101,6 +128,7 @@ def main(folder: Path) -> None:
 
     for name, runs in RUNS.items():
         assert forked(partial(train, name, folder / name / "whole")) == 0
+        together(name, folder / name / "together")
         for run, killed in runs.items():
             assert forked(partial(train, name, folder / name / run, killed)) == -signal.SIGKILL
             assert forked(partial(train, name, folder / name / run)) == 0
