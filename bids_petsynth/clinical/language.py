@@ -91,19 +91,19 @@ class TextOptions:
     def writer(self, spec: TextSpec, variables: Sequence[str]) -> PromptWriter:
         """Writer of the prompts; errors as in :class:`PromptWriter`."""
         model = ChatModel(self.endpoint, self.kept()) if self.endpoint else None
-        return PromptWriter(self.style or spec.style, variables, model)
+        return PromptWriter(self.chosen(spec).style, variables, model)
 
     def load_encoder(self, spec: TextSpec, device: str = "cpu", identity: str | None = None) -> TextEncoder:
         """The encoder; errors as in :func:`bids_petsynth.clinical.encoders.load_encoder`."""
-        return load_encoder(self.encoder or spec.encoder, spec.tokens, spec.width, device, identity)
+        return load_encoder(self.chosen(spec).encoder, spec.tokens, spec.width, device, identity)
 
     def planned(self, spec: TextSpec) -> list[str]:
         """Sentences for a dry run: what would be written, encoded and asked, without a value."""
-        style = self.style or spec.style
-        told = [f"prompt: {style}, encoded by {self.encoder or spec.encoder}"]
+        chosen = self.chosen(spec)
+        told = [f"prompt: {chosen.style}, encoded by {chosen.encoder}"]
         if self.notes_columns:
             told.append(f"notes: column {', '.join(self.notes_columns)}, identifiers removed")
-        if style == "llm" and self.endpoint:
+        if chosen.style == "llm" and self.endpoint:
             told.append(f"clinical values and notes would be sent to {self.endpoint.model} at {self.endpoint.host}")
         else:
             told.append("no language model would be asked")

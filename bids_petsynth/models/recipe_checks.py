@@ -38,10 +38,13 @@ def unheeded(recipe: Recipe) -> Iterator[str]:
     """
     losses, spec = recipe.losses, recipe.conditioning
     dual = recipe.network.kind == "dual-arm"
-    first = losses.model_copy(update={"laplacian": 0.0})
-    if not (losses.process or losses.of_image or (dual and losses.translation)):
+    learns, learns_first = (
+        weights.process or weights.of_image or (dual and weights.translation)
+        for weights in (losses, losses.model_copy(update={"laplacian": 0.0}))
+    )
+    if not learns:
         yield "losses: every weight is 0, so nothing would be learned; set process or another one above 0"
-    elif recipe.pretraining and not (first.process or first.of_image or (dual and first.translation)):
+    elif recipe.pretraining and not learns_first:
         yield "losses.laplacian is of pairs alone, so nothing would be learned in pretraining; set process above 0"
     if losses.regions != "none" and not (losses.l1 or losses.mse):
         yield 'losses.regions weighs voxels of l1 and mse, which are 0; set one of them above 0 or regions to "none"'

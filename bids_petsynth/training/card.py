@@ -185,16 +185,20 @@ def sensitivity_section(sensitivity: Mapping[str, Mapping[str, tuple[float, floa
     """The card's section on what each variable does, of :func:`sensitivity_figures`; nothing of none."""
     if not sensitivity:
         return ""
+
+    def cell(per_sd: float, change: float) -> str:
+        told = zip((per_sd, change), ("+.3f", ".3f"), strict=True)
+        return " / ".join("n/a" if np.isnan(value) else format(value, form) for value, form in told)
+
     tracers = list(sensitivity)
     lines = [
-        f"| {variable} | " + " | ".join("{:+.3f} / {:.3f}".format(*sensitivity[t][variable]) for t in tracers) + " |"
+        f"| {variable} | " + " | ".join(cell(*sensitivity[t][variable]) for t in tracers) + " |"
         for variable in sensitivity[tracers[0]]
     ]
-    table = "\n".join(lines).replace("+nan", "n/a").replace("nan", "n/a")
     return f"""## What each variable does
 Change of the target SUVR when a value rises by one SD / mean absolute change when it is missing, all others known.
 Blood values go along with one another, so that each alone moves little; `{ALL_BLOOD}` is all of them missing at once:
 
 | variable | {" | ".join(tracers)} |
 |---|{"---|" * len(tracers)}
-{table}"""
+{chr(10).join(lines)}"""
