@@ -52,6 +52,8 @@ from bids_petsynth.training.pairs import Heads, TrainingCase, dseg_codes, load_h
 from bids_petsynth.training.simulated import SimulatedGround, evaluation_cases
 
 TRACER, PEOPLE_SEED, CALIBRATION_HEADS, CALIBRATION_PEOPLE = "AV45", 5_000_000, 3, 8
+#: MMSE up to which ADNI took people as ones with dementia (Petersen 2010, doi:10.1212/WNL.0b013e3181cb3e25).
+MMSE_OF_DEMENTIA = 26
 KEPT = ("t1w", "classes", "measured", "labels")
 
 
@@ -177,12 +179,50 @@ def given_to(variant: Variant, recipe: Recipe, case: TrainingCase, number: int) 
     return {name: None if rng.random() < variant.missing else case.images[name] for name in sources}
 
 
-def evaluate(engine: Synthesizer, variant: Variant, cases: Sequence[TrainingCase], draws: int) -> list[dict]:
+def diseased(case: TrainingCase) -> bool:
+    """Whether a simulated person counts as one with Alzheimer's dementia: amyloid, and a low score."""
+    return case.truth["centiloid"] > default_cutoff().centiloid and case.record["mmse"] <= MMSE_OF_DEMENTIA
+
+
+class Judge:
+    """Tells Alzheimer's dementia by logistic regression on regional SUVR of the training people's own scans."""
+
+    def __init__(self, crowd: Crowd):
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        cases = [crowd.case(number) for number in range(crowd.size)]
+        regions = np.array([scan_regions(case) for case in cases])
+        self.known = np.isfinite(regions).all(0)
+        self.model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+        self.model.fit(regions[:, self.known], [diseased(case) for case in cases])
+
+    def score(self, regions: np.ndarray) -> float:
+        """Log odds of the disease from regional SUVR ``(R,)``, NaN where a region is absent."""
+        values = regions[self.known]
+        values = np.where(np.isfinite(values), values, self.model[0].mean_)
+        return float(self.model.decision_function(values[None])[0])
+
+
+def scan_regions(case: TrainingCase) -> np.ndarray:
+    """Regional SUVR of a person's own scan."""
+    spec, fine = tracer_named(TRACER), scans_grid()
+    grid = template_grid(tuple(fine.shape), fine.voxel_size)
+    labels = dseg_codes(case.measured.numpy(), grid)
+    return measure(normalise(case.pet[TRACER][None].numpy(), labels, grid, spec), labels, grid, spec)[0][0]
+
+
+def evaluate(
+    engine: Synthesizer, variant: Variant, cases: Sequence[TrainingCase], draws: int, judge: Judge
+) -> list[dict]:
     """A row of figures and regional values for each person whose draws can be measured."""
     rows = []
     for number, case in enumerate(cases):
         try:
-            rows.append(person(engine, variant, case, number, draws))
+            row = person(engine, variant, case, number, draws)
+            row |= {"diseased": diseased(case), "true_score": judge.score(np.array(row["truth"], float))}
+            rows.append(row | {"score": judge.score(np.array(row["regions"], float).mean(0))})
         except InputError as error:  # after too little training an image may hold nothing
             print(f"person {number}: {error}", flush=True)
     return rows
@@ -267,6 +307,7 @@ def run(arguments: argparse.Namespace) -> None:
     for number in range(crowd.size):
         crowd.case(number)
     cases = people(arguments.arrays, tracers, arguments.people)
+    judge = Judge(crowd)
     for name in arguments.only or VARIANTS:
         variant = VARIANTS[name]
         recipe = recipe_of(name, arguments.scale, tracers, arguments.seed)
@@ -292,15 +333,17 @@ def run(arguments: argparse.Namespace) -> None:
             "tflop": operations(engine, cases[0]),
             "peak_gib": held,
         }
-        about["people"], about["asked"] = evaluate(engine, variant, cases, arguments.draws), len(cases)
+        about["people"], about["asked"] = evaluate(engine, variant, cases, arguments.draws, judge), len(cases)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "people.json").write_text(json.dumps(about))
         print(line(about), flush=True)
 
 
 HEADER = (
-    "| variant | MAE brain [95 %] | MSE | PSNR | SSIM | regional MAE | regional r | target r | Centiloid MAE | AUC | "
-    "80 % covers | M parameters | TFLOP, 8 draws | minutes in all | peak GiB |\n|" + "---|" * 15
+    "| variant | MAE brain [95 %] | MSE | PSNR | SSIM | regional MAE | regional r | target r | Centiloid MAE | "
+    "AUC amyloid | AUC disease | 80 % covers | M parameters | TFLOP, 8 draws | minutes in all | peak GiB |\n|"
+    + "---|"
+    * 16
 )
 
 
@@ -308,7 +351,7 @@ def line(found: Mapping) -> str:
     """A row of the table."""
     rows = found["people"]
     if not rows:
-        return f"| {found['variant']} | no image that can be measured |" + " |" * 13
+        return f"| {found['variant']} | no image that can be measured |" + " |" * 14
     heads = np.array([row["head"] for row in rows])
 
     def of(name: str) -> np.ndarray:
@@ -323,6 +366,7 @@ def line(found: Mapping) -> str:
     if regions.shape[1] > 1 and regions.std(1)[:, known].max() > 0:
         intervals = predictive_intervals(np.moveaxis(regions[..., known], 1, -1))
         cover = float(np.nanmean(inside(truth[:, known], intervals)[..., 0]))
+    ill = of("diseased") > 0
     positive = of("true_centiloid") > default_cutoff().centiloid
     cells = [
         f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]",
@@ -334,6 +378,7 @@ def line(found: Mapping) -> str:
         f"{np.corrcoef(of('target'), of('true_target'))[0, 1]:.2f}",
         f"{np.nanmean(np.abs(of('centiloid') - of('true_centiloid'))):.1f}",
         f"{auc(of('centiloid'), positive):.2f}",
+        f"{auc(of('score'), ill):.2f} ({auc(of('true_score'), ill):.2f})",
         "–" if np.isnan(cover) else f"{cover:.2f}",
         f"{found['parameters']:.1f}",
         f"{found['tflop']:.2f}",

@@ -28,7 +28,7 @@ class SmallGround:
 
     demonstration = False
     names = ()
-    unpaired = ()
+    unpaired, looks = (), ()
     standing = "A test."
     figures_note = "None."
 

@@ -150,6 +150,24 @@ def test_scans_that_cannot_be_used_are_told_and_the_others_go_on(site, tiny_reci
     assert "anew" in capsys.readouterr().err
 
 
+def test_a_person_with_pet_alone_lends_its_style_to_pretraining(site, tiny_recipe, trained_site, tmp_path, capsys):
+    copy, out = tmp_path / "bids", tmp_path / "out"
+    shutil.copytree(site, copy, symlinks=True)
+    who = min(people(site))
+    shutil.rmtree(copy / who / "anat")
+    shutil.copytree(trained_site / "models" / "ours-training", out / "models" / "ours-training")
+    recipe = tmp_path / "styled.toml"
+    recipe.write_text(tiny_recipe.read_text() + '\n[pretraining]\nsteps = 2\nstyle = "statistics"\n')
+    assert main([str(copy), str(out), "train", *as_ours(recipe)]) == 0
+    assert f"{who}_trc-AV45: ready, for pre-training alone" in capsys.readouterr().err
+    row = next(row for row in table(out) if row["participant_id"] == who)
+    assert row["status"] == "used" and "no T1w" in row["notes"] and row["reason"] in ("", "n/a")
+    picture = (out / "models" / "ours-training" / row["picture"]).read_bytes()
+    assert picture.startswith(b"\xff\xd8") and 10_000 < len(picture) < 200_000
+    card = load_model(out / "models" / "ours").card
+    assert "Trained on 3 people" in card and "Held out, by participant: 2 people" in card
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from ground_small import SmallGround
+from models_small import small_recipe
 
 from bids_petsynth.bids.pets import pair, with_pets
 from bids_petsynth.errors import InputError
-from bids_petsynth.training import preparing, real
+from bids_petsynth.training import phases, preparing, real
 from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid, OtherScan, PetScan
 
 LOADS = {"near": 70.0, "far": 5.0, "unreadable": None}
@@ -152,3 +155,59 @@ def test_each_process_prepares_its_part_before_all_read_everything(tmp_path, mon
     assert sorted(worked[0] + worked[1]) == [case.label for case in cases] and len(worked[0]) == 3
     assert phase == "pairs" or found[0][2][0] == (cases[0].participant, Path(f"{cases[0].label}.npz"))
     assert found[0] == found[1] and len(found[0][0 if phase == "pairs" else 2]) == 5
+
+
+def test_a_scan_without_t1w_lends_its_style_as_bright_as_the_others():
+    """Every third case is made in its style, of its tracer alone, and heads that have no PET keep their turn."""
+    rng = np.random.default_rng(0)
+    recipe, asked = small_recipe(), []
+    ground = SmallGround(recipe, count=3)
+    brain = np.zeros(ground.case(0).t1w.shape, bool)
+    brain[2:-2, 2:-2, 2:-2] = True
+    uptake = np.where(brain, rng.random(brain.shape, np.float32), 0)
+    uptake /= uptake[brain].mean()
+
+    class Ground(SmallGround):
+        looks = (("FDG", lambda: (uptake, brain)), ("PIB", lambda: pytest.fail("nobody else has it")))
+
+    def transfer(t1w, head, pet, its):
+        asked.append((head, pet, its))
+        return pet
+
+    make = phases.styled(Ground(recipe, count=3), transfer)
+    for number in range(3):
+        case, other = make(number), ground.case(number + 1)
+        assert torch.equal(case.pet["AV45"], other.pet["AV45"])
+        assert torch.equal(case.pet["FDG"], other.pet["FDG"]) == (number != 2)
+    head, pet, its = asked[-1]
+    scan, inside = ground.case(3).pet["FDG"].numpy(), (ground.case(3).measured > 0).numpy()
+    assert (its == brain).all() and pet[brain].mean() == pytest.approx(scan[inside].mean(), rel=1e-5)
+    assert np.corrcoef(pet[brain], uptake[brain])[0, 1] == pytest.approx(1)
+    assert torch.equal(make(5).pet["FDG"], ground.case(6).pet["FDG"])  # the second look's turn
+
+
+def test_scans_without_t1w_are_prepared_once_and_told(tmp_path, monkeypatch):
+    scans = [replace(pet("base", None), participant=name, path=tmp_path / f"{name}.nii.gz") for name in ("02", "03")]
+    scans.append(replace(scans[0], participant="04", problem="the file is a dangling link."))
+    for scan in scans:
+        scan.path.write_text(scan.participant)
+    worked, told = [], []
+
+    def on_template(scan, *rest):
+        worked.append(scan.participant)
+        if scan.participant == "03":
+            raise InputError("no brain was found")
+        return np.ones((2, 2, 2), np.float32), np.ones((2, 2, 2), bool), Grid((2, 2, 2), np.eye(4))
+
+    monkeypatch.setattr("bids_petsynth.pet.preparation.pet_on_template", on_template)
+    monkeypatch.setattr("bids_petsynth.reports.training.alone_picture", lambda *_: b"picture")
+    arguments = pair([], scans), small_recipe(), preparing.Preparation(tmp_path), told.append
+    for waited in (0, 1):
+        looks, rows = preparing.scans_without_t1w(Process(0, 1, waited), *arguments)
+        ((tracer, path),) = looks
+        uptake, brain = real.load_alone(path)
+        assert tracer == "AV45" and (uptake == 1).all() and brain.dtype == bool
+        assert [row["status"] for row in rows] == ["used", "left out", "left out"]
+        assert "no T1w" in rows[0]["notes"] and "no brain" in rows[1]["reason"] and "dangling" in rows[2]["reason"]
+        assert (tmp_path / rows[0]["picture"]).read_bytes() == b"picture"
+    assert worked == ["02", "03", "03"] and sum("left out" in line for line in told) == 4

@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     from bids_petsynth.training import generator
     from bids_petsynth.training.launch import launch
     from bids_petsynth.training.phases import choose_style
-    from bids_petsynth.training.preparing import Preparation, prepare_together
+    from bids_petsynth.training.preparing import Preparation, prepare_together, scans_without_t1w
     from bids_petsynth.training.site import SiteGround, describe
 
     torch.set_num_threads(threads)
@@ -161,7 +161,14 @@ def run(arguments: argparse.Namespace) -> int:
         choose_style(recipe, arguments.vgg19, "cpu")
     read = _reader(bids_dir, arguments.mapping, words.notes_columns)
     alone = cases if recipe.pretraining else []
+    # without a T1w there is no SUVR, but a scan has a style
+    styled = recipe.pretraining is not None and recipe.pretraining.style != "none"
+    seen = {case.participant for case in cases if case.problem is None}
+    lone = [pair for pair in pairs if styled and pair.pet.participant not in seen]
+    pairs = [pair for pair in pairs if not styled or pair.pet.participant in seen]
     people, rows, unpaired = prepare_together(fabric, pairs, alone, recipe, read, how, say)
+    looks, more = scans_without_t1w(fabric, lone, recipe, how, say)
+    rows += more
 
     def tell_pairs() -> None:
         columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -187,13 +194,14 @@ def run(arguments: argparse.Namespace) -> int:
     held = {stored.participant for stored in outside}
     unpaired = [head for participant, head in unpaired if participant not in held]
     used = sorted({tracer for stored in inside for tracer in stored.scans}, key=tracers.index)
+    looks = [look for look in looks if look[0] in used]
     training = recipe.training.model_copy(update={"seed": arguments.random_seed})
     drawn = (*used, *(other for other in recipe.tracers if not is_pet(other)))
     recipe = recipe.model_copy(update={"name": name, "tracers": drawn, "training": training})
     about = describe(inside, outside, recipe, arguments.licence)
-    ground = SiteGround(inside, outside, recipe, about, arguments.command, unpaired)
+    ground = SiteGround(inside, outside, recipe, about, arguments.command, unpaired, looks)
     ours = [[stored.identity for stored in people] for people in (inside, outside)]
-    heads = [path.name for path in unpaired]
+    heads = [path.name for path in (*unpaired, *(path for _, path in looks))]
     content = [recipe.model_dump(mode="json"), ours, heads, begin and begin.fingerprint]
     if recipe.conditioning.text is not None:
         content.append(words.identity)

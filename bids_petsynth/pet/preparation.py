@@ -144,8 +144,9 @@ def pet_on_template(
     shape: tuple[int, int, int],
     spacing: float,
     window_min: tuple[float, float] | None = None,
+    fwhm: float | None = None,
     seed: int = 0,
-) -> tuple[np.ndarray, Grid]:
+) -> tuple[np.ndarray, np.ndarray, Grid]:
     """Bring a raw PET scan of a person without T1w onto the model grid, by the PET alone.
 
     There are no regions, so this is no SUVR: a reference region taken from the template misses the person's own by so
@@ -153,7 +154,7 @@ def pet_on_template(
 
     Parameters
     ----------
-    pet, tracer, window_min, seed
+    pet, tracer, window_min, fwhm, seed
         As in :func:`prepare_pet`.
     shape, spacing
         The model grid.
@@ -161,7 +162,9 @@ def pet_on_template(
     Returns
     -------
     uptake
-        ``(X, Y, Z)`` float32, relative to the mean over the brain of the template.
+        ``(X, Y, Z)`` float32, relative to its mean over ``brain``.
+    brain
+        ``(X, Y, Z)`` bool: the brain of the template where the scan covers it.
     grid
         In the PET's scanner space, standing as the template does.
 
@@ -170,15 +173,19 @@ def pet_on_template(
     InputError
         As in :func:`prepare_pet`; also if the PET lies on a T1w already, or does not show the brain.
     """
+    sigma, _ = _smoothing(fwhm, 0.0)
     frames = _frames(pet, window_min or tracer.window_min, seed)
     if frames.static is None:
         raise InputError(f"{pet.label}: the PET was prepared on a T1w that is not in the dataset; add the T1w.")
     grid, brain = grid_from_pet(frames.static, shape, spacing, seed)
     placed, covered = _place(frames, np.eye(4), grid)
-    mean = float(placed[brain & covered].mean()) if (brain & covered).any() else 0.0
+    if sigma:
+        placed = _smoothed(placed, covered, sigma / spacing)
+    brain &= covered
+    mean = float(placed[brain].mean()) if brain.any() else 0.0
     if mean <= 0:
         raise InputError(f"{pet.label}: no brain was found in the PET; check the scan in a viewer.")
-    return placed / np.float32(mean), grid
+    return placed / np.float32(mean), brain, grid
 
 
 def _smoothing(fwhm: float | None, own: float) -> tuple[float, list[str]]:

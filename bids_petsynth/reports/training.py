@@ -26,6 +26,17 @@ def other_picture(t1w: np.ndarray, image: np.ndarray, brain: np.ndarray, modalit
     return _picture(t1w, image, brain, (0.0, high), "gray", f"{modality} (white matter 1)")
 
 
+def alone_picture(uptake: np.ndarray, brain: np.ndarray, voxel_size: float, tracer: Tracer) -> bytes:
+    """The same of PET without T1w, below the mean T1w of the template, which it was registered to."""
+    from bids_petsynth.anatomy.alignment import mean_t1w, template_grid
+    from bids_petsynth.anatomy.volume import Volume, resample
+
+    template = resample(Volume(*mean_t1w()), template_grid(uptake.shape, voxel_size), order=1)
+    return _picture(
+        template, uptake, brain, (0.0, 2.0), display_of(tracer).overlay, f"{tracer.name} (mean of the brain 1)"
+    )
+
+
 def _picture(
     t1w: np.ndarray, image: np.ndarray, brain: np.ndarray, window: tuple[float, float], colours: str, unit: str
 ) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from bids_petsynth.training.pairs import Record, TrainingCase
 from bids_petsynth.training.regional import RegionalPeople
 
@@ -36,6 +38,10 @@ class Ground(Protocol):
     @property
     def unpaired(self) -> Sequence[Callable[[], TrainingCase]]:
         """Heads without PET, read when called, for pre-training."""
+
+    @property
+    def looks(self) -> Sequence[tuple[str, Callable[[], tuple[np.ndarray, np.ndarray]]]]:
+        """PET without T1w for pre-training: tracer and, when called, uptake (mean of the brain 1) and brain."""
 
     def records(self) -> Sequence[Record]:
         """Records that variables are standardised by."""

@@ -115,18 +115,22 @@ def choose_style(recipe: Recipe, vgg19: Path | None, device: str) -> Style:
 def styled(ground: Ground, transfer: Style) -> Callable[[int], TrainingCase]:
     """Number → case whose scans are its T1w in the style of another case's scan of the same tracer.
 
-    Heads without any PET take part, too (``ground.unpaired``), in turn with the others.
+    Heads without any PET take part, too (``ground.unpaired``), in turn with the others, and so does, every third time,
+    PET without a T1w (``ground.looks``), as bright as the other case's scan of that tracer.
     """
 
     def make(number: int) -> TrainingCase:
         other = ground.case(number + 1)
-        alone = ground.unpaired
+        alone, looks = ground.unpaired, ground.looks
         case = alone[number // 2 % len(alone)]() if alone and number % 2 else ground.case(number)
         brain, its = ((c.measured > 0).numpy() for c in (case, other))
-        pet = {
-            tracer: torch.from_numpy(np.ascontiguousarray(transfer(case.t1w.numpy(), brain, scan.numpy(), its)))
-            for tracer, scan in other.pet.items()
-        }
-        return replace(case, pet={tracer: image.float() for tracer, image in pet.items()})
+        styles = {tracer: (scan.numpy(), its) for tracer, scan in other.pet.items()}
+        if looks and number % 3 == 2:
+            tracer, read = looks[number // 3 % len(looks)]
+            if tracer in styles:
+                (scan, _), (uptake, where) = styles[tracer], read()
+                styles[tracer] = (uptake * scan[its].mean(), where)
+        pet = {tracer: transfer(case.t1w.numpy(), brain, *style) for tracer, style in styles.items()}
+        return replace(case, pet={name: torch.from_numpy(np.ascontiguousarray(v)).float() for name, v in pet.items()})
 
     return make

@@ -17,7 +17,7 @@ from bids_petsynth.errors import InputError, PetsynthError
 from bids_petsynth.models.recipe import Recipe
 from bids_petsynth.pet.quantification import quantify
 from bids_petsynth.pet.tracers import tracer as tracer_named
-from bids_petsynth.training.real import Stored, load_scan, store_head, store_scan
+from bids_petsynth.training.real import Stored, load_alone, load_scan, store_alone, store_head, store_scan
 from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid, OtherScan, PetScan
 
 if TYPE_CHECKING:
@@ -146,6 +146,57 @@ def heads_without_pet(
             except PetsynthError as error:
                 report(f"{case.label}: left out of pre-training. {error}")
     return heads
+
+
+def scans_without_t1w(
+    fabric: Fabric, pairs: Sequence[Pair], recipe: Recipe, how: Preparation, report: Callable[[str], None]
+) -> tuple[list[tuple[str, Path]], list[dict[str, object]]]:
+    """Tracer and prepared file of every PET scan of people without T1w, and a row for each, as :func:`prepare` gives.
+
+    They lie on the grid by themselves, without SUVR: what they lend is the look of a scan. Several processes each
+    prepare a part of them first.
+    """
+
+    def work(some: Sequence[Pair], report: Callable[[str], None]) -> tuple[list[tuple[str, Path]], list[dict]]:
+        found, rows = [], []
+        for pair in some:
+            try:
+                if pair.pet.problem:
+                    raise InputError(pair.pet.problem)
+                path, quality = _alone(pair.pet, recipe, how)
+                found.append((pair.pet.tracer, path))
+                rows.append(_row(pair, "used", "") | quality)
+                report(f"{pair.pet.label}: ready, for pre-training alone, as there is no T1w of this person")
+            except PetsynthError as error:
+                rows.append(_row(pair, "left out", str(error)))
+                report(f"{pair.pet.label}: left out. {error}")
+        return found, rows
+
+    if fabric.world_size > 1:
+        work(share_of(pairs, fabric.global_rank, fabric.world_size), report)
+        fabric.barrier()
+        report = report if fabric.is_global_zero else lambda line: None
+    return work(pairs, report)
+
+
+def _alone(pet: PetScan, recipe: Recipe, how: Preparation) -> tuple[Path, dict[str, object]]:
+    """A scan on the model grid by itself, where it is kept, and what its row says."""
+    from bids_petsynth.pet.preparation import pet_on_template
+    from bids_petsynth.reports.training import alone_picture
+
+    grid, spec = recipe.grid, tracer_named(pet.tracer)
+    made_of = [_hash_of(pet.path), dict(pet.sidecar), how.window_min, how.fwhm, grid.model_dump(mode="json")]
+    path = _kept(how.work / "scans", pet.label, made_of)
+    if not path.is_file():
+        uptake, brain, _ = pet_on_template(
+            pet, spec, tuple(grid.shape), grid.voxel_size, how.window_min, how.fwhm, how.seed
+        )
+        store_alone(uptake, brain, path)
+    picture = path.with_suffix(".jpg")
+    if not picture.is_file():
+        picture.write_bytes(alone_picture(*load_alone(path), grid.voxel_size, spec))
+    note = "There is no T1w of this person: the scan lies on the grid by itself and lends its style to pre-training."
+    return path, {"notes": note, "picture": f"{path.parent.name}/{picture.name}"}
 
 
 def _row(pair: Pair, status: str, reason: str) -> dict[str, object]:

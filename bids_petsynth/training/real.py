@@ -96,6 +96,17 @@ def load_scan(path: Path) -> Tensor:
         return torch.from_numpy(file["suvr"].astype(np.float32))
 
 
+def store_alone(uptake: np.ndarray, brain: np.ndarray, path: Path) -> None:
+    """Write a scan without T1w on the model grid, its mean over ``brain`` being 1."""
+    _write(path, uptake=uptake.astype(np.float16), brain=brain)
+
+
+def load_alone(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What :func:`store_alone` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        return file["uptake"].astype(np.float32), file["brain"]
+
+
 def _write(path: Path, **arrays: np.ndarray) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from bids_petsynth.pet.quantification import quantify, suvr_rows
 from bids_petsynth.pet.tracers import default_cutoff
 from bids_petsynth.pet.tracers import tracer as tracer_named
 from bids_petsynth.training.pairs import Record, TrainingCase
-from bids_petsynth.training.real import Stored, case_maker, load_case, regional_people
+from bids_petsynth.training.real import Stored, case_maker, load_alone, load_case, regional_people
 from bids_petsynth.training.regional import RegionalPeople
 from bids_petsynth.types import Grid
 
@@ -37,6 +37,7 @@ class SiteGround:
     about: str
     run: str
     heads_alone: Sequence[Path] = ()
+    scans_alone: Sequence[tuple[str, Path]] = ()
 
     demonstration = False
     standing = STANDING
@@ -63,6 +64,10 @@ class SiteGround:
     @property
     def unpaired(self) -> Sequence[Callable[[], TrainingCase]]:
         return [partial(load_case, Stored("", head, {}, {})) for head in self.heads_alone]
+
+    @property
+    def looks(self) -> Sequence[tuple[str, Callable[[], tuple[np.ndarray, np.ndarray]]]]:
+        return [(tracer, partial(load_alone, path)) for tracer, path in self.scans_alone]
 
     def records(self) -> Sequence[Record]:
         return [stored.record for stored in self.people_in]
