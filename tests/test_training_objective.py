@@ -69,6 +69,34 @@ def test_a_step_is_alike_however_its_batch_is_shared_but_for_the_alignment_and_t
     assert "alignment of text and image" in made.shared
 
 
+@pytest.mark.parametrize("every", [2, 3, 4])
+def test_losses_on_images_of_some_examples_are_those_of_all_on_average(every):
+    """Exactly, over the choices that a step makes among them; each example is chosen as often, however shared."""
+    losses = {"l1": 1.0, "clinical": 2.0, "regions": "learned"}
+    recipe = small_recipe(tracers=["AV45", "FDG"], regional=None, losses=losses, training={"batch": 4})
+    sampling = recipe.model_copy(update={"losses": recipe.losses.model_copy(update={"image_every": every})})
+    made, some = objective(recipe), objective(sampling)
+    some.net.load_state_dict(made.net.state_dict())
+    example = made.example(0, step_generator(0, 0), Share())
+    drawn = example.data + torch.randn(example.data.shape, generator=torch.Generator().manual_seed(0))
+    chosen, losses = [], []
+    for step in range(40 * every):
+        one = some.example(step, step_generator(0, step), Share()).imaged
+        chosen += one
+        losses.append(some._sampled_losses(drawn, replace(example, imaged=one)).item())
+        halves = [some.example(step, step_generator(0, step), Share(part, 2)).imaged for part in (0, 1)]
+        assert sorted(2 * k + part for part, rows in enumerate(halves) for k in rows) == sorted(one)
+        assert len(one) in (4 // every, -(-4 // every))
+    alone = [some._sampled_losses(drawn, replace(example, imaged=(k,))).item() for k in range(4)]
+    assert sum(alone) / every == pytest.approx(made._image_losses(drawn, example).item(), rel=1e-5)
+    share = np.bincount(chosen, minlength=4) / len(losses)
+    # 40 · every choices of one in every: three standard deviations and more
+    assert np.abs(share - 1 / every).max() < 4 * np.sqrt((1 - 1 / every) / every / len(losses))
+    assert sum(losses) / len(losses) == pytest.approx(np.dot(share, alone), rel=1e-5)
+    assert shared(some, 2) == pytest.approx(shared(some, 1), rel=1e-5)
+    assert shared(some, 4) == pytest.approx(shared(some, 1), rel=1e-5)
+
+
 @pytest.mark.parametrize("normalisation", ["standard", "minmax"])
 def test_what_training_made_of_a_scan_is_drawn_as_that_scan(normalisation):
     """The sampler ends where the network of a perfect model would: the scan of 2 mm comes out, in its own unit."""

@@ -202,7 +202,8 @@ class LossSpec(_Part):
     ``laplacian`` (MRI2PET, not in pre-training), ``clinical`` (regional means, ACADiff), ``alignment`` (text and image,
     CLIP), ``translation`` and ``cycle`` (PASTA's conditioner task and cycle exchange) and ``adversarial`` are added.
     ``regions`` weighs the voxels of the target's regions in ``l1`` and ``mse`` by ``region_weight``, "learned" changes
-    it while training.
+    it while training. Losses on images are of one example in ``image_every``, drawn anew in each step, and count so
+    many times: where an autoencoder's latents must be decoded for them, they cost more than all else in a step.
     """
 
     process: float = Field(default=1.0, ge=0)
@@ -217,6 +218,7 @@ class LossSpec(_Part):
     adversarial: float = Field(default=0.0, ge=0)
     regions: Literal["none", "fixed", "learned"] = "none"
     region_weight: float = Field(default=10.0, gt=0)
+    image_every: int = Field(default=1, ge=1)
 
     @property
     def of_image(self) -> bool:

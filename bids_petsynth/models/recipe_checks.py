@@ -48,6 +48,8 @@ def unheeded(recipe: Recipe) -> Iterator[str]:
         yield "losses.laplacian is of pairs alone, so nothing would be learned in pretraining; set process above 0"
     if losses.regions != "none" and not (losses.l1 or losses.mse):
         yield 'losses.regions weighs voxels of l1 and mse, which are 0; set one of them above 0 or regions to "none"'
+    if losses.image_every > 1 and not losses.of_image:
+        yield "losses.image_every chooses examples for losses on images, which are 0; set it to 1"
     if losses.alignment and recipe.training.batch == 1:
         yield "losses.alignment compares examples of a batch; set training.batch to 2 or more, or the loss to 0"
     if dual and spec.images:
@@ -164,6 +166,10 @@ def _losses(recipe: Recipe) -> Iterator[str]:
         yield 'losses: translation and cycle belong to network.kind "dual-arm"; set them to 0'
     if losses.alignment and recipe.conditioning.text is None:
         yield "losses.alignment needs conditioning.text; add it or set the loss to 0"
+    if losses.image_every > 1 and (losses.alignment or losses.adversarial or recipe.network.kind == "dual-arm"):
+        yield (
+            'losses.image_every: alignment, adversarial and network.kind "dual-arm" look at every example; leave it out'
+        )
     # an autoencoder's losses look at its decoded volumes
     image = recipe.grid.shape if recipe.space.kind == "autoencoder" else [n * recipe.fold for n in recipe.latent_shape]
     if losses.ssim and min(image) < SSIM_WINDOW:

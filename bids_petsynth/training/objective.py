@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -78,7 +78,10 @@ def split(net: Denoiser | DualDenoiser, latents: Tensor, sources: Sources) -> tu
 
 @dataclass(frozen=True)
 class Example:
-    """A share of a batch on the device, ready for the network; ``noise`` and ``t`` are those of its examples."""
+    """A share of a batch on the device, ready for the network; ``noise`` and ``t`` are those of its examples.
+
+    ``imaged`` are the examples whose losses on images count in this step (``losses.image_every``).
+    """
 
     batch: Batch
     data: Tensor
@@ -90,6 +93,7 @@ class Example:
     mean: Tensor
     sd: Tensor
     labels: Tensor
+    imaged: tuple[int, ...]
 
 
 class Objective:
@@ -135,7 +139,7 @@ class Objective:
         total = self.weights.process * self.process.error(output, example.data, example.noise, example.t).mean()
         if self.weights.of_image or len(self.net.regions):
             drawn = self.process.data(output, x, example.t)
-            total = total + self._image_losses(drawn, example)
+            total = total + self._sampled_losses(drawn, example)
         return total
 
     def criticise(self, step: int, rng: Generator, share: Share) -> Tensor:
@@ -159,6 +163,10 @@ class Objective:
         t = self.process.times(n, rng)[mine].to(device)
         noise = torch.randn((n, recipe.latent_channels, *recipe.latent_shape), generator=rng)[mine].to(device)
         starts = torch.rand(n, generator=rng)[mine]
+        imaged = tuple(range(share.count(n)))
+        if (every := self.weights.image_every) > 1:
+            turns = (torch.randperm(n, generator=rng) + torch.randint(every, (), generator=rng)) % every
+            imaged = tuple(torch.nonzero(turns[mine] == 0).flatten().tolist())
         batch = self.pool.batch(step, n, rng, mine)
         mean, sd = self.model.scale(batch.tracers, device)
         latents, labels, given, there = batch.latents.to(device), batch.probabilities(device), None, None
@@ -172,7 +180,7 @@ class Objective:
             sources = self.net.denoiser.prepare(batch.t1w.to(device), labels, given, there)
         data, painted = split(self.net.denoiser, latents, sources)
         condition = self._condition(batch, kept)
-        return Example(batch, (data - mean) / sd, noise, t, sources, condition, painted, mean, sd, labels)
+        return Example(batch, (data - mean) / sd, noise, t, sources, condition, painted, mean, sd, labels, imaged)
 
     def _offered(self, there: Tensor, favour: Tensor) -> Tensor:
         """Which sources a training example may use: those left by dropping, or a single one of those that are there."""
@@ -254,6 +262,21 @@ class Objective:
                 spread.add(self.model.space.decode(latents.to(self.device)))
             self._units[modality] = spread.pair("standard")[1][0]
         return self._units[modality]
+
+    def _sampled_losses(self, drawn: Tensor, example: Example) -> Tensor:
+        """The share's losses on images from its ``imaged`` examples alone: those of all, on average over steps."""
+        if self.weights.image_every == 1:
+            return self._image_losses(drawn, example)
+        if not example.imaged:
+            return drawn.new_zeros(())
+        rows = list(example.imaged)
+        some = replace(
+            example,
+            batch=replace(example.batch, tracers=tuple(example.batch.tracers[row] for row in rows)),
+            painted=None if example.painted is None else example.painted[rows],
+            **{name: getattr(example, name)[rows] for name in ("data", "t", "mean", "sd", "labels")},
+        )
+        return self._image_losses(drawn[rows], some) * (self.weights.image_every * len(rows) / len(drawn))
 
     def _image_losses(self, drawn: Tensor, example: Example) -> Tensor:
         """Weighted sum of the losses on images, in units of the modality's SD."""
