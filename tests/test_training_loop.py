@@ -103,11 +103,12 @@ def test_rate_warms_up_and_decays():
 
 def test_the_budget_of_time_ends_it(tmp_path):
     net, loss, _ = problem()
-    pauses = []
+    pauses, lines = [], []
     loop = Loop(net, loss, SPEC, tmp_path, minutes=0.005)
-    loop.run(pause=lambda state: pauses.append(state.step), pause_minutes=0.002)
+    loop.run(pause=lambda state: pauses.append(state.step), pause_minutes=0.002, report=lines.append)
     assert 0.3 <= loop.state.elapsed < 3 and loop.fraction >= 1
     assert pauses[-1] == loop.state.step and len(pauses) >= 2
+    assert "100%" in lines[-1] and lines[-1].endswith(" 0 min left")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

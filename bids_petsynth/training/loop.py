@@ -373,8 +373,9 @@ class Loop:
         self._scalars({"loss": mean, "rate": rate})
         if report is not None and (time.monotonic() > self._said + SAY_EVERY or self.fraction >= 1):
             self._said = time.monotonic()
-            left = minutes / self.fraction - minutes if self.fraction else math.inf
-            report(f"step {self.state.step}, {min(1.0, self.fraction):.0%}, loss {mean:.4f}, {left:.0f} min left")
+            done = min(1.0, self.fraction)
+            left = minutes / done - minutes if done else math.inf
+            report(f"step {self.state.step}, {done:.0%}, loss {mean:.4f}, {left:.0f} min left")
 
     def _scalars(self, values: Mapping[str, float]) -> None:
         """Curves for TensorBoard."""
