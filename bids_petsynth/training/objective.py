@@ -235,7 +235,10 @@ class Objective:
         if example.painted is not None:
             latents = latents + example.painted
         space = self.model.space
-        return unfold(latents, space.fold) if isinstance(space, BandLimitedCodec) else space.decode(latents)[:, None]
+        if isinstance(space, BandLimitedCodec):
+            return unfold(latents, space.fold)
+        with fast_autocast(self.device):
+            return space.decode(latents)[:, None].float()
 
     def _seen(self, example: Example, image: Tensor) -> Tensor:
         """The T1w on the image's voxels, for the critic."""
