@@ -174,6 +174,7 @@ OF_T1W = {"images": [], "sources": ["T1w"]}
         ({"space": AUTOENCODER | {"groups": 5}}, "space: channels: each must be a multiple of groups"),
         ({"process": DDPM | {"beta": [0.1, 1.5]}}, "process: beta"),
         ({"process": DDPM | {"beta": [0.2, 0.1]}}, "process: beta"),
+        ({"process": DDPM | {"target": "x0", "preconditioned": True}}, "process: preconditioned"),
         ({"network": SLABS | {"stride": 13}}, "network.stride: slabs of 12 slices would leave gaps"),
         ({"network": SLABS | {"slices": 10}, "losses": {"ssim": 1.0}}, "network.slices: losses.ssim needs 11"),
         ({"network": SLABS | {"slices": 99}}, "network.slices: the volume has 48"),
@@ -281,6 +282,27 @@ def test_diffusion_draws_a_gaussian_by_its_exact_network(target):
     drawn = process.draw(output, torch.randn(20_000, 1, generator=rng).double(), rng)
     assert drawn.mean().item() == pytest.approx(MEAN, abs=0.01)
     assert drawn.std().item() == pytest.approx(SD, rel=0.03)
+
+
+def test_a_preconditioned_network_that_returns_nothing_knows_a_gaussian_of_unit_variance():
+    """By its output of 0 the draws are those of such data; its errors reach the data smaller than they are."""
+    spec = DiffusionSpec(kind="ddpm", schedule="linear", beta=(0.0015, 0.02), steps=200, preconditioned=True)
+    process, rng = Diffusion(spec), torch.Generator().manual_seed(0)
+
+    def through(network):
+        return lambda x, t: process.output(network, x, t)
+
+    start = torch.randn(20_000, 1, generator=rng)
+    drawn = process.draw(through(lambda x, t: torch.zeros_like(x)), start, rng)
+    assert drawn.mean().item() == pytest.approx(0, abs=0.02) and drawn.std().item() == pytest.approx(1, rel=0.02)
+    t = torch.tensor([1, 10, 500, 990, 1000]) / 1000
+    data, noise = torch.randn(2, 5, 3, generator=rng)
+    x, step = process.corrupt(data, noise, t), (t * 1000).round().long() - 1
+    velocity = target_of("velocity", data, noise, step, process.alphas)
+    assert process.error(process.output(lambda *_: velocity, x, t), data, noise, t).max() < 1e-10
+    off = process.data(process.output(lambda *_: velocity + 1, x, t), x, t) - data
+    assert (off.square().mean(1) * process.trust(t) <= 1).all() and (process.trust(t) == 1).all()
+    torch.testing.assert_close(off, -(1 - process.alphas[step]).sqrt().float()[:, None].expand(5, 3), atol=1e-3, rtol=0)
 
 
 def test_one_pass_sees_nothing_or_noise():

@@ -102,7 +102,8 @@ class Diffusion:
         return diffusion.add_noise(data, noise, self._step(t), self.alphas)
 
     def output(self, network: Network, x: Tensor, t: Tensor) -> Tensor:
-        return network(x, t).float()
+        made = network(x, t).float()
+        return diffusion.corrected(made, x, self._step(t), self.alphas) if self.spec.preconditioned else made
 
     def error(self, output: Tensor, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         target = diffusion.target_of(self.spec.target, data, noise, self._step(t), self.alphas)
@@ -112,8 +113,9 @@ class Diffusion:
         return diffusion.to_x0(self.spec.target, output, x, self._step(t), self.alphas)
 
     def trust(self, t: Tensor) -> Tensor:
-        # the squared error of x₀ is that of ε times (1 − ᾱ) / ᾱ
-        return self.alphas[self._step(t)].to(t) if self.spec.target == "epsilon" else torch.ones_like(t)
+        # the squared error of x₀ is that of a bare ε times (1 − ᾱ) / ᾱ
+        bare = self.spec.target == "epsilon" and not self.spec.preconditioned
+        return self.alphas[self._step(t)].to(t) if bare else torch.ones_like(t)
 
     def draw(self, output: Network, noise: Tensor, rng: Generator) -> Tensor:
         spec = self.spec

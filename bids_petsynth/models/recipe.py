@@ -79,7 +79,8 @@ class DiffusionSpec(_Part):
     """DDPM: noise schedule, what the network predicts, and the sampler with its number of steps.
 
     ``beta`` are the first and last variance of the linear schedules. ``clamp`` holds the predicted data within ± this
-    many standard deviations while sampling.
+    many standard deviations while sampling. Where the network is ``preconditioned``, it corrects the exact ε of a
+    Gaussian of unit variance.
     """
 
     kind: Literal["ddpm"]
@@ -91,6 +92,7 @@ class DiffusionSpec(_Part):
     steps: int = Field(ge=1)
     eta: float = Field(default=0.0, ge=0, le=1)
     clamp: float | None = Field(default=None, gt=0)
+    preconditioned: bool = False
     guidance: float = Field(default=1.0, ge=0)
 
     @model_validator(mode="after")
@@ -99,6 +101,8 @@ class DiffusionSpec(_Part):
             raise ValueError("steps: no more than timesteps; lower it")
         if not 0 < self.beta[0] <= self.beta[1] < 1:
             raise ValueError("beta: two variances between 0 and 1, the smaller first; correct them")
+        if self.preconditioned and self.target != "epsilon":
+            raise ValueError('preconditioned: for target "epsilon"; leave it out')
         return self
 
 
