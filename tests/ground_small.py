@@ -28,7 +28,7 @@ class SmallGround:
 
     demonstration = False
     names = ()
-    unpaired, looks = (), ()
+    unpaired, references = (), ()
     standing = "A test."
     figures_note = "None."
 

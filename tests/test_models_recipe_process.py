@@ -301,7 +301,7 @@ def test_a_preconditioned_network_that_returns_nothing_knows_a_gaussian_of_unit_
     velocity = target_of("velocity", data, noise, step, process.alphas)
     assert process.error(process.output(lambda *_: velocity, x, t), data, noise, t).max() < 1e-10
     off = process.data(process.output(lambda *_: velocity + 1, x, t), x, t) - data
-    assert (off.square().mean(1) * process.trust(t) <= 1).all() and (process.trust(t) == 1).all()
+    assert (process.trust(t) == 1).all()
     torch.testing.assert_close(off, -(1 - process.alphas[step]).sqrt().float()[:, None].expand(5, 3), atol=1e-3, rtol=0)
 
 

@@ -191,15 +191,17 @@ def test_pet_alone_gets_onto_the_grid(person, static):
     _, move, _, scan = static
     with pytest.raises(InputError, match="sub-01_trc-AV45: there is no T1w"):
         prepare_pet(scan, None, AV45)
-    uptake, brain, grid = pet_on_template(scan, AV45, anatomy.grid.shape, 2.0)
+    placed = pet_on_template(scan, AV45, anatomy.grid.shape, 2.0)
+    uptake, brain, grid = placed.uptake, placed.brain, placed.grid
     # the phantom stands in template pose, so its grid, moved, is to be found; but its brain is larger than the mean one
     millimetres, degrees = off(grid.affine @ np.linalg.inv(anatomy.grid.affine), move)
     assert millimetres < 5 and degrees < 5
     assert uptake[brain].mean() == pytest.approx(1, abs=1e-5)
     assert uptake[anatomy.labels > 0].mean() == pytest.approx(1, abs=0.1)
-    smooth, _, _ = pet_on_template(scan, AV45, anatomy.grid.shape, 2.0, fwhm=8.0)
+    assert placed.quality["brain_coverage"] > 0.98 and not any("of the brain" in note for note in placed.notes)
+    smooth = pet_on_template(scan, AV45, anatomy.grid.shape, 2.0, fwhm=8.0).uptake
     assert np.abs(np.diff(smooth, axis=0)).mean() < 0.8 * np.abs(np.diff(uptake, axis=0)).mean()
-    with pytest.raises(InputError, match="add the T1w"):
+    with pytest.raises(InputError, match="add or correct it"):
         pet_on_template(replace(scan, prepared=True), AV45, anatomy.grid.shape, 2.0)
 
 

@@ -35,7 +35,7 @@ def command(tmp_path, monkeypatch, prepared) -> Callable[..., list[str]]:
     people = [Stored(f"{n:02d}", Path(f"head{n}"), {"AV45": Path(f"scan{n}")}, {}) for n in range(8)]
     (tmp_path / "bids").mkdir()
     monkeypatch.setattr(train, "_paired", lambda *_: ([], [], ["AV45"]))
-    monkeypatch.setattr(preparing, "prepare_together", lambda *_: prepared.append(True) or (people, [], []))
+    monkeypatch.setattr(preparing, "prepare_together", lambda *_: prepared.append(True) or (people, [], [], []))
 
     def untrained(ground, recipe, run):
         save_model(small_model(recipe), run.out / "model")

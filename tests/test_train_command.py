@@ -23,7 +23,7 @@ from bids_petsynth.models.folder import load_model, training_ranges
 from bids_petsynth.models.recipe import load_recipe
 from bids_petsynth.models.regional import Geometry
 from bids_petsynth.models.synthesizer import Synthesizer
-from bids_petsynth.training.real import Stored, load_case
+from bids_petsynth.training.real import Stored, load_alone, load_case
 from bids_petsynth.training.site import describe
 
 
@@ -150,7 +150,9 @@ def test_scans_that_cannot_be_used_are_told_and_the_others_go_on(site, tiny_reci
     assert "anew" in capsys.readouterr().err
 
 
-def test_a_person_with_pet_alone_lends_its_style_to_pretraining(site, tiny_recipe, trained_site, tmp_path, capsys):
+def test_a_person_with_pet_alone_lends_its_style_to_pretraining(
+    site, tiny_recipe, trained_site, tmp_path, capsys, monkeypatch
+):
     copy, out = tmp_path / "bids", tmp_path / "out"
     shutil.copytree(site, copy, symlinks=True)
     who = min(people(site))
@@ -158,6 +160,8 @@ def test_a_person_with_pet_alone_lends_its_style_to_pretraining(site, tiny_recip
     shutil.copytree(trained_site / "models" / "ours-training", out / "models" / "ours-training")
     recipe = tmp_path / "styled.toml"
     recipe.write_text(tiny_recipe.read_text() + '\n[pretraining]\nsteps = 2\nstyle = "statistics"\n')
+    read = []
+    monkeypatch.setattr("bids_petsynth.training.site.load_alone", lambda path: read.append(path) or load_alone(path))
     assert main([str(copy), str(out), "train", *as_ours(recipe)]) == 0
     assert f"{who}_trc-AV45: ready, for pre-training alone" in capsys.readouterr().err
     row = next(row for row in table(out) if row["participant_id"] == who)
@@ -166,6 +170,15 @@ def test_a_person_with_pet_alone_lends_its_style_to_pretraining(site, tiny_recip
     assert picture.startswith(b"\xff\xd8") and 10_000 < len(picture) < 200_000
     card = load_model(out / "models" / "ours").card
     assert "Trained on 3 people" in card and "Held out, by participant: 2 people" in card
+    assert "In pre-training besides: 1 PET scans without T1w" in card
+    assert {path.name for path in read} == {Path(row["picture"]).with_suffix(".npz").name}
+    # a model that goes on from another is not pre-trained, and takes none
+    again = [*as_ours(recipe), "--name", "more", "--init-from", str(out / "models" / "ours")]
+    shutil.copytree(out / "models" / "ours-training", out / "models" / "more-training")
+    assert main([str(copy), str(out), "train", *again]) == 0
+    with (out / "models" / "more-training" / "pairs.tsv").open() as file:
+        rows = {row["participant_id"]: row for row in csv.DictReader(file, delimiter="\t")}
+    assert rows[who]["status"] == "left out" and "no T1w" in rows[who]["reason"]
 
 
 @pytest.mark.parametrize(

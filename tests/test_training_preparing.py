@@ -14,6 +14,7 @@ from models_small import small_recipe
 
 from bids_petsynth.bids.pets import pair, with_pets
 from bids_petsynth.errors import InputError
+from bids_petsynth.pet.preparation import PlacedPET
 from bids_petsynth.training import phases, preparing, real
 from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid, OtherScan, PetScan
 
@@ -131,11 +132,12 @@ class Process:
         self.waited += 1
 
 
-@pytest.mark.parametrize("phase", ["pairs", "heads"])
+@pytest.mark.parametrize("phase", ["pairs", "heads", "scans"])
 def test_each_process_prepares_its_part_before_all_read_everything(tmp_path, monkeypatch, phase):
     """Before they wait for each other, no head is worked on twice; after it, all know the same people."""
     cases = [t1w(f"{number:02d}") for number in range(5)]
-    pets = [PetScan(case.participant, "base", "AV45", Path("x")) for case in cases] if phase == "pairs" else []
+    pets = [PetScan(case.participant, "base", "AV45", Path("x")) for case in cases] if phase != "heads" else []
+    given = {"pairs": (pair(cases, pets), ([], [])), "heads": ([], (cases, [])), "scans": ([], ([], pair([], pets)))}
     worked: dict[int, list[str]] = {}
     found = []
     for rank in range(2):
@@ -143,18 +145,24 @@ def test_each_process_prepares_its_part_before_all_read_everything(tmp_path, mon
 
         def head(case, recipe, how, process=process, rank=rank):
             if not process.waited:
-                worked.setdefault(rank, []).append(case.label)
-            return Path(f"{case.label}.npz"), None
+                worked.setdefault(rank, []).append(case.participant)
+            return Path(f"{case.participant}.npz"), {"notes": ""} if isinstance(case, PetScan) else None
 
         monkeypatch.setattr(preparing, "_head", head)
+        monkeypatch.setattr(preparing, "_alone", head)
         monkeypatch.setattr(preparing, "_scan", lambda pair, anatomy, how: (Path("scan"), {}, None))
         how = preparing.Preparation(tmp_path)
         read = lambda case: ClinicalRecord({})  # noqa: E731
-        found.append(preparing.prepare_together(process, pair(cases, pets), cases, None, read, how, lambda line: None))
-        assert process.waited
-    assert sorted(worked[0] + worked[1]) == [case.label for case in cases] and len(worked[0]) == 3
-    assert phase == "pairs" or found[0][2][0] == (cases[0].participant, Path(f"{cases[0].label}.npz"))
-    assert found[0] == found[1] and len(found[0][0 if phase == "pairs" else 2]) == 5
+        found.append(preparing.prepare_together(process, *given[phase], None, read, how, lambda line: None))
+        assert process.waited == 1
+    names = [case.participant for case in cases]
+    assert sorted(worked[0] + worked[1]) == names and len(worked[0]) == 3
+    people, rows, heads, references = found[0]
+    assert found[0] == found[1] and len(rows) == len(pets)
+    made = {"pairs": [one.head for one in people], "heads": [path for _, path in heads]}
+    made["scans"] = [path for _, path in references]
+    assert {phase: [Path(f"{name}.npz") for name in names]} == {key: paths for key, paths in made.items() if paths}
+    assert {tracer for tracer, _ in references} <= {"AV45"} and [name for name, _ in heads] in ([], names)
 
 
 def test_a_scan_without_t1w_lends_its_style_as_bright_as_the_others():
@@ -168,22 +176,32 @@ def test_a_scan_without_t1w_lends_its_style_as_bright_as_the_others():
     uptake /= uptake[brain].mean()
 
     class Ground(SmallGround):
-        looks = (("FDG", lambda: (uptake, brain)), ("PIB", lambda: pytest.fail("nobody else has it")))
+        references = (("FDG", lambda: (uptake, brain)), ("PIB", lambda: pytest.fail("nobody else has it")))
 
     def transfer(t1w, head, pet, its):
         asked.append((head, pet, its))
         return pet
 
     make = phases.styled(Ground(recipe, count=3), transfer)
-    for number in range(3):
+    for number in range(6):
         case, other = make(number), ground.case(number + 1)
         assert torch.equal(case.pet["AV45"], other.pet["AV45"])
-        assert torch.equal(case.pet["FDG"], other.pet["FDG"]) == (number != 2)
+        assert torch.equal(case.pet["FDG"], other.pet["FDG"]) == (number % 3 != 2)
     head, pet, its = asked[-1]
-    scan, inside = ground.case(3).pet["FDG"].numpy(), (ground.case(3).measured > 0).numpy()
+    scan, inside = ground.case(6).pet["FDG"].numpy(), (ground.case(6).measured > 0).numpy()
     assert (its == brain).all() and pet[brain].mean() == pytest.approx(scan[inside].mean(), rel=1e-5)
     assert np.corrcoef(pet[brain], uptake[brain])[0, 1] == pytest.approx(1)
-    assert torch.equal(make(5).pet["FDG"], ground.case(6).pet["FDG"])  # the second look's turn
+
+    # people of one tracer each, in step with the references: each of these has its turns
+    taken = []
+    Ground.references = tuple(
+        (name, lambda name=name: (taken.append(name), (uptake, brain))[1]) for name in ("AV45", "FDG")
+    )
+    turns = {number: (("AV45",), ("FDG",))[number % 2] for number in range(60)}
+    make = phases.styled(Ground(recipe, 6, turns), transfer)
+    for number in range(36):
+        make(number)
+    assert sorted(taken) == ["AV45"] * 6 + ["FDG"] * 6
 
 
 def test_scans_without_t1w_are_prepared_once_and_told(tmp_path, monkeypatch):
@@ -197,17 +215,21 @@ def test_scans_without_t1w_are_prepared_once_and_told(tmp_path, monkeypatch):
         worked.append(scan.participant)
         if scan.participant == "03":
             raise InputError("no brain was found")
-        return np.ones((2, 2, 2), np.float32), np.ones((2, 2, 2), bool), Grid((2, 2, 2), np.eye(4))
+        uptake, brain = np.ones((2, 2, 2), np.float32), np.ones((2, 2, 2), bool)
+        return PlacedPET(uptake, brain, Grid((2, 2, 2), np.eye(4)), {"brain_coverage": 0.91}, ("91 % of the brain.",))
 
     monkeypatch.setattr("bids_petsynth.pet.preparation.pet_on_template", on_template)
     monkeypatch.setattr("bids_petsynth.reports.training.alone_picture", lambda *_: b"picture")
-    arguments = pair([], scans), small_recipe(), preparing.Preparation(tmp_path), told.append
-    for waited in (0, 1):
-        looks, rows = preparing.scans_without_t1w(Process(0, 1, waited), *arguments)
-        ((tracer, path),) = looks
+    cases = [Case("02", "base", None, problem="sub-02_ses-base_T1w.nii.gz is a dangling link.")]
+    arguments = pair(cases, scans), small_recipe(), preparing.Preparation(tmp_path), told.append
+    for _ in range(2):
+        references, rows = preparing.pets_without_t1w(*arguments)
+        ((tracer, path),) = references
         uptake, brain = real.load_alone(path)
         assert tracer == "AV45" and (uptake == 1).all() and brain.dtype == bool
         assert [row["status"] for row in rows] == ["used", "left out", "left out"]
-        assert "no T1w" in rows[0]["notes"] and "no brain" in rows[1]["reason"] and "dangling" in rows[2]["reason"]
+        assert rows[0]["brain_coverage"] == 0.91 and rows[0]["notes"].endswith("pre-training. 91 % of the brain.")
+        assert rows[0]["notes"].startswith("sub-02_ses-base_T1w.nii.gz is a dangling link.")
+        assert "no brain" in rows[1]["reason"] and "dangling" in rows[2]["reason"]
         assert (tmp_path / rows[0]["picture"]).read_bytes() == b"picture"
     assert worked == ["02", "03", "03"] and sum("left out" in line for line in told) == 4

@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     from bids_petsynth.training import generator
     from bids_petsynth.training.launch import launch
     from bids_petsynth.training.phases import choose_style
-    from bids_petsynth.training.preparing import Preparation, prepare_together, scans_without_t1w
+    from bids_petsynth.training.preparing import Preparation, prepare_together
     from bids_petsynth.training.site import SiteGround, describe
 
     torch.set_num_threads(threads)
@@ -157,18 +157,17 @@ def run(arguments: argparse.Namespace) -> int:
         texts = TextReader(text, [variable.name for variable in conditioning.variables], words, device)
     if begin is not None:
         generator.check_start(recipe, begin, start, texts.encoder.identity if texts else None)
-    elif recipe.pretraining is not None:
+    pretraining = None if begin else recipe.pretraining
+    if pretraining is not None:
         choose_style(recipe, arguments.vgg19, "cpu")
     read = _reader(bids_dir, arguments.mapping, words.notes_columns)
-    alone = cases if recipe.pretraining else []
     # without a T1w there is no SUVR, but a scan has a style
-    styled = recipe.pretraining is not None and recipe.pretraining.style != "none"
-    seen = {case.participant for case in cases if case.problem is None}
-    lone = [pair for pair in pairs if styled and pair.pet.participant not in seen]
-    pairs = [pair for pair in pairs if not styled or pair.pet.participant in seen]
-    people, rows, unpaired = prepare_together(fabric, pairs, alone, recipe, read, how, say)
-    looks, more = scans_without_t1w(fabric, lone, recipe, how, say)
-    rows += more
+    with_t1w = {case.participant for case in cases if case.problem is None}
+    styled = pretraining is not None and pretraining.style != "none"
+    no_t1w = [pair for pair in pairs if styled and pair.pet.participant not in with_t1w]
+    pairs = [pair for pair in pairs if not styled or pair.pet.participant in with_t1w]
+    unpaired = (cases if pretraining else [], no_t1w)
+    people, rows, heads, references = prepare_together(fabric, pairs, unpaired, recipe, read, how, say)
 
     def tell_pairs() -> None:
         columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -184,6 +183,9 @@ def run(arguments: argparse.Namespace) -> int:
             f"{working / 'pairs.tsv'} tells why scans were left out."
         )
     inside, outside, lone = split_with_tracers(people, arguments.held_out, arguments.random_seed)
+    used = sorted({tracer for stored in inside for tracer in stored.scans}, key=tracers.index)
+    for tracer in sorted({tracer for tracer, _ in references}.difference(used, lone)):
+        lone[tracer] = f"{tracer} is left out, because nobody had it who has a T1w; add a T1w, or scans of it."
     for row in rows:
         if row["status"] == "used" and row["tracer"] in lone:
             row |= {"status": "left out", "reason": lone[row["tracer"]]}
@@ -192,17 +194,16 @@ def run(arguments: argparse.Namespace) -> int:
         say("\n".join(lone.values()))
     # another session of theirs would be pre-trained on
     held = {stored.participant for stored in outside}
-    unpaired = [head for participant, head in unpaired if participant not in held]
-    used = sorted({tracer for stored in inside for tracer in stored.scans}, key=tracers.index)
-    looks = [look for look in looks if look[0] in used]
+    heads = [head for participant, head in heads if participant not in held]
+    references = [reference for reference in references if reference[0] in used]
     training = recipe.training.model_copy(update={"seed": arguments.random_seed})
     drawn = (*used, *(other for other in recipe.tracers if not is_pet(other)))
     recipe = recipe.model_copy(update={"name": name, "tracers": drawn, "training": training})
-    about = describe(inside, outside, recipe, arguments.licence)
-    ground = SiteGround(inside, outside, recipe, about, arguments.command, unpaired, looks)
+    about = describe(inside, outside, recipe, arguments.licence, len(heads), len(references))
+    ground = SiteGround(inside, outside, recipe, about, arguments.command, heads, references)
     ours = [[stored.identity for stored in people] for people in (inside, outside)]
-    heads = [path.name for path in (*unpaired, *(path for _, path in looks))]
-    content = [recipe.model_dump(mode="json"), ours, heads, begin and begin.fingerprint]
+    alone = [path.name for path in (*heads, *(path for _, path in references))]
+    content = [recipe.model_dump(mode="json"), ours, alone, begin and begin.fingerprint]
     if recipe.conditioning.text is not None:
         content.append(words.identity)
     if first and start_over_if_changed(working, hash_settings(content)):

@@ -105,17 +105,6 @@ def to_x0(kind: Target, output: Tensor, noisy: Tensor, t: Tensor, alphas: Tensor
     raise _unknown(kind)
 
 
-def corrected(output: Tensor, noisy: Tensor, t: Tensor, alphas: Tensor) -> Tensor:
-    """ε by a network whose output corrects what it is for Gaussian data of unit variance: ``√(1 − ᾱ) x_t + √ᾱ F``.
-
-    F then has unit variance at every time and is the velocity of Salimans & Ho (arXiv:2202.00512, appendix D); an error
-    of F reaches x_0 multiplied by √(1 − ᾱ), where that of a bare ε is multiplied by √((1 − ᾱ) / ᾱ), and at the most
-    noise, of which the loss of ε tells little, F = 0 means the mean. After Karras et al., arXiv:2206.00364.
-    """
-    signal, sigma = _scales(t, alphas, noisy)
-    return sigma * noisy + signal * output
-
-
 def to_epsilon(kind: Target, output: Tensor, noisy: Tensor, t: Tensor, alphas: Tensor) -> Tensor:
     """The noise that a network's ``output`` implies; arguments as in :func:`to_x0`, defined at every timestep."""
     signal, sigma = _scales(t, alphas, noisy)

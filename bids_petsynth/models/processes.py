@@ -103,7 +103,10 @@ class Diffusion:
 
     def output(self, network: Network, x: Tensor, t: Tensor) -> Tensor:
         made = network(x, t).float()
-        return diffusion.corrected(made, x, self._step(t), self.alphas) if self.spec.preconditioned else made
+        if not self.spec.preconditioned:
+            return made
+        # an error of the velocity reaches x₀ times √(1 − ᾱ), one of a bare ε times √((1 − ᾱ) / ᾱ)
+        return diffusion.to_epsilon("velocity", made, x, self._step(t), self.alphas)
 
     def error(self, output: Tensor, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         target = diffusion.target_of(self.spec.target, data, noise, self._step(t), self.alphas)

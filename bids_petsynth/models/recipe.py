@@ -79,8 +79,8 @@ class DiffusionSpec(_Part):
     """DDPM: noise schedule, what the network predicts, and the sampler with its number of steps.
 
     ``beta`` are the first and last variance of the linear schedules. ``clamp`` holds the predicted data within ± this
-    many standard deviations while sampling. Where the network is ``preconditioned``, it corrects the exact ε of a
-    Gaussian of unit variance.
+    many standard deviations while sampling. A ``preconditioned`` network returns the velocity v, of which ε is made for
+    the loss and the sampler: √(1 − ᾱ) x_t + √ᾱ v, of which the first term is the exact ε of a standard normal.
     """
 
     kind: Literal["ddpm"]

@@ -64,6 +64,31 @@ class PreparedPET:
 
 
 @dataclass(frozen=True)
+class PlacedPET:
+    """A real PET scan on the model grid by itself, without SUVR.
+
+    Attributes
+    ----------
+    uptake
+        ``(X, Y, Z)`` float32, relative to its mean over ``brain``.
+    brain
+        ``(X, Y, Z)`` bool: the brain of the template where the scan covers it.
+    grid
+        In the PET's scanner space, standing as the template does.
+    quality
+        ``frames``, ``displacement_mm`` and ``brain_coverage`` as in :class:`PreparedPET`.
+    notes
+        As there.
+    """
+
+    uptake: np.ndarray
+    brain: np.ndarray
+    grid: Grid
+    quality: Mapping[str, float]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Frames:
     """Frames ``(X, Y, Z, n)`` of a window with affine and weights ``(n,)``, and how the head moved between them."""
 
@@ -146,7 +171,7 @@ def pet_on_template(
     window_min: tuple[float, float] | None = None,
     fwhm: float | None = None,
     seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray, Grid]:
+) -> PlacedPET:
     """Bring a raw PET scan of a person without T1w onto the model grid, by the PET alone.
 
     There are no regions, so this is no SUVR: a reference region taken from the template misses the person's own by so
@@ -159,33 +184,26 @@ def pet_on_template(
     shape, spacing
         The model grid.
 
-    Returns
-    -------
-    uptake
-        ``(X, Y, Z)`` float32, relative to its mean over ``brain``.
-    brain
-        ``(X, Y, Z)`` bool: the brain of the template where the scan covers it.
-    grid
-        In the PET's scanner space, standing as the template does.
-
     Raises
     ------
     InputError
         As in :func:`prepare_pet`; also if the PET lies on a T1w already, or does not show the brain.
     """
-    sigma, _ = _smoothing(fwhm, 0.0)
+    sigma, notes = _smoothing(fwhm, 0.0)
     frames = _frames(pet, window_min or tracer.window_min, seed)
     if frames.static is None:
-        raise InputError(f"{pet.label}: the PET was prepared on a T1w that is not in the dataset; add the T1w.")
+        raise InputError(f"{pet.label}: the PET was prepared on a T1w that cannot be used; add or correct it.")
     grid, brain = grid_from_pet(frames.static, shape, spacing, seed)
     placed, covered = _place(frames, np.eye(4), grid)
     if sigma:
         placed = _smoothed(placed, covered, sigma / spacing)
-    brain &= covered
-    mean = float(placed[brain].mean()) if brain.any() else 0.0
+    seen = brain & covered
+    mean = float(placed[seen].mean()) if seen.any() else 0.0
     if mean <= 0:
         raise InputError(f"{pet.label}: no brain was found in the PET; check the scan in a viewer.")
-    return placed / np.float32(mean), brain, grid
+    quality = {**frames.quality, "brain_coverage": float(seen.sum() / brain.sum())}
+    told = (*pet.notes, *notes, *frames.notes, *_doubts(quality))
+    return PlacedPET(placed / np.float32(mean), seen, grid, quality, told)
 
 
 def _smoothing(fwhm: float | None, own: float) -> tuple[float, list[str]]:

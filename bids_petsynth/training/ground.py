@@ -40,8 +40,8 @@ class Ground(Protocol):
         """Heads without PET, read when called, for pre-training."""
 
     @property
-    def looks(self) -> Sequence[tuple[str, Callable[[], tuple[np.ndarray, np.ndarray]]]]:
-        """PET without T1w for pre-training: tracer and, when called, uptake (mean of the brain 1) and brain."""
+    def references(self) -> Sequence[tuple[str, Callable[[], tuple[np.ndarray, np.ndarray]]]]:
+        """PET without a T1w for pre-training: tracer and, when called, uptake (mean of the brain 1) and brain."""
 
     def records(self) -> Sequence[Record]:
         """Records that variables are standardised by."""

@@ -116,20 +116,20 @@ def styled(ground: Ground, transfer: Style) -> Callable[[int], TrainingCase]:
     """Number → case whose scans are its T1w in the style of another case's scan of the same tracer.
 
     Heads without any PET take part, too (``ground.unpaired``), in turn with the others, and so does, every third time,
-    PET without a T1w (``ground.looks``), as bright as the other case's scan of that tracer.
+    PET without a T1w (``ground.references``) of a tracer that the other case has, as bright as its scan.
     """
 
     def make(number: int) -> TrainingCase:
         other = ground.case(number + 1)
-        alone, looks = ground.unpaired, ground.looks
+        alone = ground.unpaired
         case = alone[number // 2 % len(alone)]() if alone and number % 2 else ground.case(number)
         brain, its = ((c.measured > 0).numpy() for c in (case, other))
         styles = {tracer: (scan.numpy(), its) for tracer, scan in other.pet.items()}
-        if looks and number % 3 == 2:
-            tracer, read = looks[number // 3 % len(looks)]
-            if tracer in styles:
-                (scan, _), (uptake, where) = styles[tracer], read()
-                styles[tracer] = (uptake * scan[its].mean(), where)
+        fitting = [(tracer, read) for tracer, read in ground.references if tracer in styles]
+        if fitting and number % 3 == 2:
+            tracer, read = fitting[number // 3 % len(fitting)]
+            uptake, where = read()
+            styles[tracer] = (uptake * styles[tracer][0][its].mean(), where)
         pet = {tracer: transfer(case.t1w.numpy(), brain, *style) for tracer, style in styles.items()}
         return replace(case, pet={name: torch.from_numpy(np.ascontiguousarray(v)).float() for name, v in pet.items()})
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -105,25 +106,29 @@ def prepare(
 def prepare_together(
     fabric: Fabric,
     pairs: Sequence[Pair],
-    cases: Sequence[Case],
+    unpaired: tuple[Sequence[Case], Sequence[Pair]],
     recipe: Recipe,
     record_of: Callable[[Case], ClinicalRecord],
     how: Preparation,
     report: Callable[[str], None],
-) -> tuple[list[Stored], list[dict[str, object]], list[tuple[str, Path]]]:
-    """What :func:`prepare` and, of those ``cases`` without PET, :func:`heads_without_pet` return.
+) -> tuple[list[Stored], list[dict[str, object]], list[tuple[str, Path]], list[tuple[str, Path]]]:
+    """What :func:`prepare` returns with the rows of all scans, :func:`heads_without_pet`, :func:`pets_without_t1w`.
 
-    Of several processes each prepares its part of the people first; then all find everything prepared.
+    ``unpaired`` are cases, of which those without PET are prepared, and PET of people without a T1w. Of several
+    processes each prepares its part of the people first; then all find everything prepared.
     """
+    cases, lone = unpaired
     if fabric.world_size > 1:
-        prepare(share_of(pairs, fabric.global_rank, fabric.world_size), recipe, record_of, how, report)
-        heads_without_pet(cases[fabric.global_rank :: fabric.world_size], pairs, recipe, how, report)
+        part, parts = fabric.global_rank, fabric.world_size
+        prepare(share_of(pairs, part, parts), recipe, record_of, how, report)
+        heads_without_pet(cases[part::parts], pairs, recipe, how, report)
+        pets_without_t1w(share_of(lone, part, parts), recipe, how, report)
         fabric.barrier()
         report = report if fabric.is_global_zero else lambda line: None
-    return (
-        *prepare(pairs, recipe, record_of, how, report),
-        heads_without_pet(cases, pairs, recipe, how, report),
-    )
+    people, rows = prepare(pairs, recipe, record_of, how, report)
+    heads = heads_without_pet(cases, pairs, recipe, how, report)
+    references, more = pets_without_t1w(lone, recipe, how, report)
+    return people, [*rows, *more], heads, references
 
 
 def share_of(pairs: Iterable[Pair], part: int, parts: int) -> list[Pair]:
@@ -148,55 +153,46 @@ def heads_without_pet(
     return heads
 
 
-def scans_without_t1w(
-    fabric: Fabric, pairs: Sequence[Pair], recipe: Recipe, how: Preparation, report: Callable[[str], None]
+def pets_without_t1w(
+    pairs: Iterable[Pair], recipe: Recipe, how: Preparation, report: Callable[[str], None]
 ) -> tuple[list[tuple[str, Path]], list[dict[str, object]]]:
-    """Tracer and prepared file of every PET scan of people without T1w, and a row for each, as :func:`prepare` gives.
+    """Tracer and prepared file of every PET scan that no T1w can be found for, and a row for each, as in a pair.
 
-    They lie on the grid by themselves, without SUVR: what they lend is the look of a scan. Several processes each
-    prepare a part of them first.
+    They lie on the grid by themselves, without SUVR: what they lend is the look of a scan.
     """
-
-    def work(some: Sequence[Pair], report: Callable[[str], None]) -> tuple[list[tuple[str, Path]], list[dict]]:
-        found, rows = [], []
-        for pair in some:
-            try:
-                if pair.pet.problem:
-                    raise InputError(pair.pet.problem)
-                path, quality = _alone(pair.pet, recipe, how)
-                found.append((pair.pet.tracer, path))
-                rows.append(_row(pair, "used", "") | quality)
-                report(f"{pair.pet.label}: ready, for pre-training alone, as there is no T1w of this person")
-            except PetsynthError as error:
-                rows.append(_row(pair, "left out", str(error)))
-                report(f"{pair.pet.label}: left out. {error}")
-        return found, rows
-
-    if fabric.world_size > 1:
-        work(share_of(pairs, fabric.global_rank, fabric.world_size), report)
-        fabric.barrier()
-        report = report if fabric.is_global_zero else lambda line: None
-    return work(pairs, report)
+    references, rows = [], []
+    for pair in pairs:
+        try:
+            if pair.pet.problem:
+                raise InputError(pair.pet.problem)
+            path, quality = _alone(pair.pet, recipe, how)
+            notes = (pair.note, "The scan lies on the grid by itself and lends its style to pre-training.")
+            rows.append(_row(pair, "used", "") | quality | {"notes": " ".join((*notes, str(quality["notes"]))).strip()})
+            references.append((pair.pet.tracer, path))
+            report(f"{pair.pet.label}: ready, for pre-training alone. {pair.note}")
+        except PetsynthError as error:
+            rows.append(_row(pair, "left out", str(error)))
+            report(f"{pair.pet.label}: left out. {error}")
+    return references, rows
 
 
 def _alone(pet: PetScan, recipe: Recipe, how: Preparation) -> tuple[Path, dict[str, object]]:
-    """A scan on the model grid by itself, where it is kept, and what its row says."""
+    """A scan on the model grid by itself, where it is kept, and its figures of quality."""
     from bids_petsynth.pet.preparation import pet_on_template
     from bids_petsynth.reports.training import alone_picture
 
     grid, spec = recipe.grid, tracer_named(pet.tracer)
     made_of = [_hash_of(pet.path), dict(pet.sidecar), how.window_min, how.fwhm, grid.model_dump(mode="json")]
     path = _kept(how.work / "scans", pet.label, made_of)
-    if not path.is_file():
-        uptake, brain, _ = pet_on_template(
-            pet, spec, tuple(grid.shape), grid.voxel_size, how.window_min, how.fwhm, how.seed
-        )
-        store_alone(uptake, brain, path)
+    if not (path.is_file() and path.with_suffix(".json").is_file()):
+        shape = tuple(grid.shape)
+        placed = pet_on_template(pet, spec, shape, grid.voxel_size, how.window_min, how.fwhm, how.seed)
+        store_alone(placed.uptake, placed.brain, path)
+        _write_figures(path, placed.quality, placed.notes)
     picture = path.with_suffix(".jpg")
     if not picture.is_file():
         picture.write_bytes(alone_picture(*load_alone(path), grid.voxel_size, spec))
-    note = "There is no T1w of this person: the scan lies on the grid by itself and lends its style to pre-training."
-    return path, {"notes": note, "picture": f"{path.parent.name}/{picture.name}"}
+    return path, _figures(path)
 
 
 def _row(pair: Pair, status: str, reason: str) -> dict[str, object]:
@@ -225,27 +221,33 @@ def _head(case: Case, recipe: Recipe, how: Preparation) -> tuple[Path, Anatomy]:
 
 def _scan(pair: Pair, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[str, object], float | None]:
     """A scan in SUVR on the model grid, its figures of quality, and its Centiloid."""
-    import json
-
     from bids_petsynth.pet.preparation import prepare_pet
     from bids_petsynth.reports.training import pair_picture
 
     pet, spec = pair.pet, tracer_named(pair.pet.tracer)
     path = scan_path(pet, anatomy.grid.affine, how)
-    figures = path.with_suffix(".json")
-    if not (path.is_file() and figures.is_file()):
+    if not (path.is_file() and path.with_suffix(".json").is_file()):
         made = prepare_pet(pet, anatomy, spec, window_min=how.window_min, fwhm=how.fwhm, seed=how.seed)
         store_scan(made.suvr, path)
-        quality = {name: round(float(value), 3) for name, value in made.quality.items()}
-        figures.write_text(json.dumps(quality | {"notes": " ".join(made.notes)}))
+        _write_figures(path, made.quality, made.notes)
     with np.load(path, allow_pickle=False) as file:
         suvr = file["suvr"].astype(np.float32)
     picture = path.with_suffix(".jpg")
     if not picture.is_file():
         picture.write_bytes(pair_picture(anatomy.t1w, suvr, anatomy.labels > 0, spec))
-    quality = json.loads(figures.read_text()) | {"picture": f"{path.parent.name}/{picture.name}"}
     result = quantify(suvr[None], anatomy.labels, anatomy.grid, spec)
-    return path, quality, None if result.centiloid is None else result.centiloid.mean
+    return path, _figures(path), None if result.centiloid is None else result.centiloid.mean
+
+
+def _write_figures(path: Path, quality: Mapping[str, float], notes: Sequence[str]) -> None:
+    """Keep a scan's figures of quality beside it."""
+    figures = {name: round(float(value), 3) for name, value in quality.items()} | {"notes": " ".join(notes)}
+    path.with_suffix(".json").write_text(json.dumps(figures))
+
+
+def _figures(path: Path) -> dict[str, object]:
+    """What :func:`_write_figures` kept, and the path of the picture beside it."""
+    return json.loads(path.with_suffix(".json").read_text()) | {"picture": f"{path.parent.name}/{path.stem}.jpg"}
 
 
 def _other(scan: OtherScan, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[str, object]]:

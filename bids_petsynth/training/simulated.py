@@ -48,7 +48,7 @@ class SimulatedGround:
     recipe: Recipe
 
     demonstration = True
-    unpaired, looks = (), ()
+    unpaired, references = (), ()
     standing = STANDING
     figures_note = "They verify the software on its own simulation; they are no evidence on real scans."
 

@@ -66,7 +66,7 @@ class SiteGround:
         return [partial(load_case, Stored("", head, {}, {})) for head in self.heads_alone]
 
     @property
-    def looks(self) -> Sequence[tuple[str, Callable[[], tuple[np.ndarray, np.ndarray]]]]:
+    def references(self) -> Sequence[tuple[str, Callable[[], tuple[np.ndarray, np.ndarray]]]]:
         return [(tracer, partial(load_alone, path)) for tracer, path in self.scans_alone]
 
     def records(self) -> Sequence[Record]:
@@ -113,8 +113,18 @@ class SiteGround:
         return self.run
 
 
-def describe(people_in: Sequence[Stored], people_out: Sequence[Stored], recipe: Recipe, licence: str) -> str:
-    """The card's list of whom the model knows; counts and means only, no participant's value."""
+def describe(
+    people_in: Sequence[Stored],
+    people_out: Sequence[Stored],
+    recipe: Recipe,
+    licence: str,
+    heads_alone: int = 0,
+    scans_alone: int = 0,
+) -> str:
+    """The card's list of whom the model knows; counts and means only, no participant's value.
+
+    ``heads_alone`` T1w without PET and ``scans_alone`` PET scans without a T1w took part in pre-training.
+    """
     cutoff = default_cutoff()
 
     def crowd(people: Sequence[Stored]) -> str:
@@ -140,7 +150,12 @@ def describe(people_in: Sequence[Stored], people_out: Sequence[Stored], recipe: 
         f"{spec.name} {np.mean([spec.name in stored.record for stored in people_in]):.0%}"
         for spec in recipe.conditioning.variables
     ]
+    alone = [
+        f"{n} {what}" for n, what in ((heads_alone, "T1w without PET"), (scans_alone, "PET scans without T1w")) if n
+    ]
     return (
-        f"- Trained on {crowd(people_in)}.\n- Held out, by participant: {crowd(people_out)}.\n"
+        f"- Trained on {crowd(people_in)}.\n"
+        + (f"- In pre-training besides: {' and '.join(alone)}.\n" if alone else "")
+        + f"- Held out, by participant: {crowd(people_out)}.\n"
         f"- Variables known: {', '.join(known) or 'none asked for'}.\n- Licence of the data: {licence}."
     )
