@@ -7,7 +7,11 @@ ARRAYS are the prepared heads (``python -m bids_petsynth.training.grid heads …
 trains for the same time on the same people, who are simulated before, on 18 of the 21 training heads; the spread of its
 draws is calibrated on the other three; then it draws AV45 for the same people on the heads that no training saw.
 ``--scale small`` halves the widths and works on 4 mm voxels where a recipe works on 2 mm, which two CPU cores can
-train; ``full`` leaves the recipes as they are, for a GPU. ``run`` may be stopped and started again.
+train; ``full`` leaves the recipes as they are, for a GPU. ``run`` may be stopped and started again; OUT is of one
+version of the software.
+
+Amyloid is told by the Centiloid of the drawn scan, disease (amyloid and MMSE of 26 or less) by a classifier that learnt
+it from the training people's own scans; ``pasta`` is given MMSE, so it all but knows.
 
 A ranking on simulation verifies the software and says nothing about patients.
 """
@@ -184,7 +188,7 @@ def diseased(case: TrainingCase) -> bool:
     return case.truth["centiloid"] > default_cutoff().centiloid and case.record["mmse"] <= MMSE_OF_DEMENTIA
 
 
-class Judge:
+class Classifier:
     """Tells Alzheimer's dementia by logistic regression on regional SUVR of the training people's own scans."""
 
     def __init__(self, crowd: Crowd):
@@ -214,15 +218,15 @@ def scan_regions(case: TrainingCase) -> np.ndarray:
 
 
 def evaluate(
-    engine: Synthesizer, variant: Variant, cases: Sequence[TrainingCase], draws: int, judge: Judge
+    engine: Synthesizer, variant: Variant, cases: Sequence[TrainingCase], draws: int, classifier: Classifier
 ) -> list[dict]:
     """A row of figures and regional values for each person whose draws can be measured."""
     rows = []
     for number, case in enumerate(cases):
         try:
             row = person(engine, variant, case, number, draws)
-            row |= {"diseased": diseased(case), "true_score": judge.score(np.array(row["truth"], float))}
-            rows.append(row | {"score": judge.score(np.array(row["regions"], float).mean(0))})
+            row |= {"diseased": diseased(case), "true_score": classifier.score(np.array(row["truth"], float))}
+            rows.append(row | {"score": classifier.score(np.array(row["regions"], float).mean(0))})
         except InputError as error:  # after too little training an image may hold nothing
             print(f"person {number}: {error}", flush=True)
     return rows
@@ -307,7 +311,7 @@ def run(arguments: argparse.Namespace) -> None:
     for number in range(crowd.size):
         crowd.case(number)
     cases = people(arguments.arrays, tracers, arguments.people)
-    judge = Judge(crowd)
+    classifier = Classifier(crowd)
     for name in arguments.only or VARIANTS:
         variant = VARIANTS[name]
         recipe = recipe_of(name, arguments.scale, tracers, arguments.seed)
@@ -333,17 +337,29 @@ def run(arguments: argparse.Namespace) -> None:
             "tflop": operations(engine, cases[0]),
             "peak_gib": held,
         }
-        about["people"], about["asked"] = evaluate(engine, variant, cases, arguments.draws, judge), len(cases)
+        about["people"], about["asked"] = evaluate(engine, variant, cases, arguments.draws, classifier), len(cases)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "people.json").write_text(json.dumps(about))
         print(line(about), flush=True)
 
 
-HEADER = (
-    "| variant | MAE brain [95 %] | MSE | PSNR | SSIM | regional MAE | regional r | target r | Centiloid MAE | "
-    "AUC amyloid | AUC disease | 80 % covers | M parameters | TFLOP, 8 draws | minutes in all | peak GiB |\n|"
-    + "---|"
-    * 16
+COLUMNS = (
+    "variant",
+    "MAE brain [95 %]",
+    "MSE",
+    "PSNR",
+    "SSIM",
+    "regional MAE",
+    "regional r",
+    "target r",
+    "Centiloid MAE",
+    "AUC amyloid",
+    "AUC disease (own scan)",
+    "80 % covers",
+    "M parameters",
+    "TFLOP, 8 draws",
+    "minutes in all",
+    "peak GiB",
 )
 
 
@@ -351,11 +367,11 @@ def line(found: Mapping) -> str:
     """A row of the table."""
     rows = found["people"]
     if not rows:
-        return f"| {found['variant']} | no image that can be measured |" + " |" * 14
+        return f"| {found['variant']} | no image that can be measured |" + " |" * (len(COLUMNS) - 2)
     heads = np.array([row["head"] for row in rows])
 
     def of(name: str) -> np.ndarray:
-        return np.array([np.nan if row[name] is None else row[name] for row in rows], float)
+        return np.array([np.nan if row.get(name) is None else row[name] for row in rows], float)
 
     mae = of("mae_brain")
     interval = bootstrap(lambda i: float(mae[i].mean()), heads, n=500)
@@ -378,7 +394,7 @@ def line(found: Mapping) -> str:
         f"{np.corrcoef(of('target'), of('true_target'))[0, 1]:.2f}",
         f"{np.nanmean(np.abs(of('centiloid') - of('true_centiloid'))):.1f}",
         f"{auc(of('centiloid'), positive):.2f}",
-        f"{auc(of('score'), ill):.2f} ({auc(of('true_score'), ill):.2f})",
+        f"{auc(of('score'), ill):.2f} ({auc(of('true_score'), ill):.2f})" if ill.any() else "–",
         "–" if np.isnan(cover) else f"{cover:.2f}",
         f"{found['parameters']:.1f}",
         f"{found['tflop']:.2f}",
@@ -406,7 +422,7 @@ def pooled(several: Sequence[Mapping]) -> dict:
 def table(arguments: argparse.Namespace) -> None:
     """Print what is there, in the order of the variants."""
     found = [json.loads(path.read_text()) for path in sorted(arguments.out.glob("*/people.json"))]
-    print(HEADER)
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for name in VARIANTS:
         if several := [one for one in found if one["variant"] == name]:
             print(line(pooled(several)))
