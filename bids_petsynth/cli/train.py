@@ -161,11 +161,12 @@ def run(arguments: argparse.Namespace) -> int:
     if pretraining is not None:
         choose_style(recipe, arguments.vgg19, "cpu")
     read = _reader(bids_dir, arguments.mapping, words.notes_columns)
-    # without a T1w there is no SUVR, but a scan has a style
-    with_t1w = {case.participant for case in cases if case.problem is None}
-    styled = pretraining is not None and pretraining.style != "none"
-    no_t1w = [pair for pair in pairs if styled and pair.pet.participant not in with_t1w]
-    pairs = [pair for pair in pairs if not styled or pair.pet.participant in with_t1w]
+    no_t1w: list[Pair] = []
+    if pretraining is not None and pretraining.style != "none":
+        # without a T1w there is no SUVR, but a scan has a style
+        with_t1w = {case.participant for case in cases if case.problem is None}
+        no_t1w = [pair for pair in pairs if pair.pet.participant not in with_t1w]
+        pairs = [pair for pair in pairs if pair.pet.participant in with_t1w]
     unpaired = (cases if pretraining else [], no_t1w)
     people, rows, heads, references = prepare_together(fabric, pairs, unpaired, recipe, read, how, say)
 

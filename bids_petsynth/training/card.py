@@ -195,10 +195,11 @@ def sensitivity_section(sensitivity: Mapping[str, Mapping[str, tuple[float, floa
         f"| {variable} | " + " | ".join(cell(*sensitivity[t][variable]) for t in tracers) + " |"
         for variable in sensitivity[tracers[0]]
     ]
+    table = "\n".join(lines)
     return f"""## What each variable does
 Change of the target SUVR when a value rises by one SD / mean absolute change when it is missing, all others known.
 Blood values go along with one another, so that each alone moves little; `{ALL_BLOOD}` is all of them missing at once:
 
 | variable | {" | ".join(tracers)} |
 |---|{"---|" * len(tracers)}
-{chr(10).join(lines)}"""
+{table}"""

@@ -182,17 +182,14 @@ def _alone(pet: PetScan, recipe: Recipe, how: Preparation) -> tuple[Path, dict[s
     from bids_petsynth.reports.training import alone_picture
 
     grid, spec = recipe.grid, tracer_named(pet.tracer)
-    made_of = [_hash_of(pet.path), dict(pet.sidecar), how.window_min, how.fwhm, grid.model_dump(mode="json")]
-    path = _kept(how.work / "scans", pet.label, made_of)
+    path = alone_path(pet, recipe, how)
     if not (path.is_file() and path.with_suffix(".json").is_file()):
         shape = tuple(grid.shape)
         placed = pet_on_template(pet, spec, shape, grid.voxel_size, how.window_min, how.fwhm, how.seed)
         store_alone(placed.uptake, placed.brain, path)
         _write_figures(path, placed.quality, placed.notes)
-    picture = path.with_suffix(".jpg")
-    if not picture.is_file():
-        picture.write_bytes(alone_picture(*load_alone(path), grid.voxel_size, spec))
-    return path, _figures(path)
+    picture = _pictured(path, lambda: alone_picture(*load_alone(path), grid.voxel_size, spec))
+    return path, _figures(path) | picture
 
 
 def _row(pair: Pair, status: str, reason: str) -> dict[str, object]:
@@ -232,11 +229,9 @@ def _scan(pair: Pair, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[st
         _write_figures(path, made.quality, made.notes)
     with np.load(path, allow_pickle=False) as file:
         suvr = file["suvr"].astype(np.float32)
-    picture = path.with_suffix(".jpg")
-    if not picture.is_file():
-        picture.write_bytes(pair_picture(anatomy.t1w, suvr, anatomy.labels > 0, spec))
+    picture = _pictured(path, lambda: pair_picture(anatomy.t1w, suvr, anatomy.labels > 0, spec))
     result = quantify(suvr[None], anatomy.labels, anatomy.grid, spec)
-    return path, _figures(path), None if result.centiloid is None else result.centiloid.mean
+    return path, _figures(path) | picture, None if result.centiloid is None else result.centiloid.mean
 
 
 def _write_figures(path: Path, quality: Mapping[str, float], notes: Sequence[str]) -> None:
@@ -246,8 +241,16 @@ def _write_figures(path: Path, quality: Mapping[str, float], notes: Sequence[str
 
 
 def _figures(path: Path) -> dict[str, object]:
-    """What :func:`_write_figures` kept, and the path of the picture beside it."""
-    return json.loads(path.with_suffix(".json").read_text()) | {"picture": f"{path.parent.name}/{path.stem}.jpg"}
+    """What :func:`_write_figures` kept."""
+    return json.loads(path.with_suffix(".json").read_text())
+
+
+def _pictured(path: Path, draw: Callable[[], bytes]) -> dict[str, object]:
+    """What a row says of the picture beside a prepared scan, which is drawn unless it is kept."""
+    picture = path.with_suffix(".jpg")
+    if not picture.is_file():
+        picture.write_bytes(draw())
+    return {"picture": f"{path.parent.name}/{picture.name}"}
 
 
 def _other(scan: OtherScan, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[str, object]]:
@@ -258,11 +261,8 @@ def _other(scan: OtherScan, anatomy: Anatomy, how: Preparation) -> tuple[Path, d
     path = other_path(scan, anatomy.grid.affine, how)
     if not path.is_file():
         store_scan(prepare_other(scan, anatomy, how.seed), path)
-    picture = path.with_suffix(".jpg")
-    if not picture.is_file():
-        image = load_scan(path).numpy()
-        picture.write_bytes(other_picture(anatomy.t1w, image, anatomy.labels > 0, scan.modality))
-    return path, {"picture": f"{path.parent.name}/{picture.name}"}
+    brain = anatomy.labels > 0
+    return path, _pictured(path, lambda: other_picture(anatomy.t1w, load_scan(path).numpy(), brain, scan.modality))
 
 
 def head_path(case: Case, recipe: Recipe, how: Preparation) -> Path:
@@ -277,6 +277,12 @@ def scan_path(pet: PetScan, affine: np.ndarray, how: Preparation) -> Path:
     ``affine`` says where that head's grid lies.
     """
     made_of = [_hash_of(pet.path), dict(pet.sidecar), how.window_min, how.fwhm, _placement(affine)]
+    return _kept(how.work / "scans", pet.label, made_of)
+
+
+def alone_path(pet: PetScan, recipe: Recipe, how: Preparation) -> Path:
+    """Where a PET scan that lies on the grid by itself is kept, as :func:`scan_path`."""
+    made_of = [_hash_of(pet.path), dict(pet.sidecar), how.window_min, how.fwhm, recipe.grid.model_dump(mode="json")]
     return _kept(how.work / "scans", pet.label, made_of)
 
 
