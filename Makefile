@@ -1,5 +1,5 @@
 # make demo   the environment, an example dataset, its synthetic PET
-# make test   the environment, all tests
+# make test   the environment, the tests but for the slow ones (make test-slow)
 # make test-cluster   the scripts of docs/hpc on a real Slurm that the tests start (root; apt-get install slurm-wlm munge)
 # make docs   the documentation site, in site/
 #

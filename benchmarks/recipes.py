@@ -4,8 +4,9 @@
     python benchmarks/recipes.py table OUT
 
 ARRAYS are the prepared heads (``python -m bids_petsynth.training.grid heads …``). Each variant (``recipe_variants.py``)
-trains for the same time on the same people, who are simulated before, on 18 of the 21 training heads; the spread of its
-draws is calibrated on the other three; then it draws AV45 for the same people on the heads that no training saw.
+trains for the same time (of the CPU, if on one) on the same people, who are simulated before, on 18 of the 21 training
+heads; the spread of its draws is calibrated on the other three; then it draws AV45 for the same people on the heads
+that no training saw.
 ``--scale small`` halves the widths and works on 4 mm voxels where a recipe works on 2 mm, which two CPU cores can
 train; ``full`` leaves the recipes as they are, for a GPU. ``run`` may be stopped and started again; OUT is of one
 version of the software.
@@ -58,6 +59,7 @@ from bids_petsynth.models.synthesizer import Synthesizer, reader_of
 from bids_petsynth.pet.quantification import normalise, quantify
 from bids_petsynth.pet.tracers import default_cutoff
 from bids_petsynth.pet.tracers import tracer as tracer_named
+from bids_petsynth.training import loop
 from bids_petsynth.training.generator import Run, train
 from bids_petsynth.training.pairs import TrainingCase
 
@@ -142,6 +144,9 @@ class Peak:
 def trained(variant: str, recipe: Recipe, crowd: Crowd, folder: Path, arguments: argparse.Namespace) -> Model:
     """The variant's model after its training."""
     print(f"{variant}: training for {arguments.minutes:g} minutes", flush=True)
+    if arguments.device == "cpu":
+        # whatever else the machine does
+        loop.clock = time.process_time
     texts = None
     if recipe.conditioning.text is not None:
         names = [variable.name for variable in recipe.conditioning.variables]
@@ -160,17 +165,18 @@ def run(arguments: argparse.Namespace) -> None:
     """Train and measure every variant that has no figures yet."""
     torch.set_num_threads(arguments.threads)
     tracers, out = tuple(arguments.tracers), arguments.out
+    folders = {name: out / f"{name.replace(' ', '-').replace(',', '')}-seed{arguments.seed}" for name in VARIANTS}
+    left = [name for name in arguments.only or VARIANTS if not (folders[name] / "people.json").is_file()]
+    if not left:
+        return
     crowd = Crowd(arguments.arrays, out / "crowd", tracers, arguments.seed, arguments.training)
     for number in range(crowd.size):
         crowd.case(number)
     cases = people(arguments.arrays, tracers, arguments.people)
     classifier = Classifier(crowd)
-    for name in arguments.only or VARIANTS:
-        variant = VARIANTS[name]
+    for name in left:
+        variant, folder = VARIANTS[name], folders[name]
         recipe = recipe_of(name, arguments.scale, tracers, arguments.seed)
-        folder = out / f"{name.replace(' ', '-').replace(',', '')}-seed{arguments.seed}"
-        if (folder / "people.json").is_file():
-            continue
         if recipe.conditioning.text and recipe.conditioning.text.style == "llm" and not arguments.llm:
             print(f"{name}: left out, it needs a language model (--llm URL MODEL)", flush=True)
             continue
@@ -178,7 +184,7 @@ def run(arguments: argparse.Namespace) -> None:
         if variant.weights is None:
             model = trained(name, recipe, crowd, folder, arguments)
         else:
-            model = replace(load_model(out / f"{variant.weights}-seed{arguments.seed}" / "model"), recipe=recipe)
+            model = replace(load_model(folders[variant.weights] / "model"), recipe=recipe)
         minutes, held = (time.monotonic() - started) / 60, peak.read()
         engine = Synthesizer(model, arguments.device, reader_of(model, text_options(arguments), arguments.device))
         about = {
@@ -193,7 +199,7 @@ def run(arguments: argparse.Namespace) -> None:
         about["people"], about["asked"] = evaluate(engine, variant, cases, arguments.draws, classifier), len(cases)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "people.json").write_text(json.dumps(about))
-        print(line(about), flush=True)
+        print(line([about]), flush=True)
 
 
 COLUMNS = (
@@ -216,18 +222,12 @@ COLUMNS = (
 )
 
 
-def line(found: Mapping) -> str:
-    """A row of the table."""
-    rows = found["people"]
-    if not rows:
-        return f"| {found['variant']} | no image that can be measured |" + " |" * (len(COLUMNS) - 2)
-    heads = np.array([row["head"] for row in rows])
+def figures(rows: Sequence[Mapping]) -> list[float]:
+    """What the columns from MSE to coverage say of one run's people; NaN where it cannot be said."""
 
     def of(name: str) -> np.ndarray:
-        return np.array([np.nan if row.get(name) is None else row[name] for row in rows], float)
+        return column(rows, name)
 
-    mae = of("mae_brain")
-    interval = bootstrap(lambda i: float(mae[i].mean()), heads, n=500)
     regions, truth = np.array([row["regions"] for row in rows]), np.array([row["truth"] for row in rows])
     means = regions.mean(1)
     known = np.isfinite(truth).all(0) & np.isfinite(means).all(0)
@@ -236,40 +236,59 @@ def line(found: Mapping) -> str:
         intervals = predictive_intervals(np.moveaxis(regions[..., known], 1, -1))
         cover = float(np.nanmean(inside(truth[:, known], intervals)[..., 0]))
     ill = of("diseased") > 0
-    positive = of("true_centiloid") > default_cutoff().centiloid
+    return [
+        of("mse_brain").mean(),
+        of("psnr_brain").mean(),
+        of("ssim_brain").mean(),
+        float(np.nanmean(np.abs(means - truth))),
+        float(np.nanmedian(correlation(means[:, known], truth[:, known]))),
+        np.corrcoef(of("target"), of("true_target"))[0, 1],
+        float(np.nanmean(np.abs(of("centiloid") - of("true_centiloid")))),
+        auc(of("centiloid"), of("true_centiloid") > default_cutoff().centiloid),
+        auc(of("score"), ill),
+        auc(of("true_score"), ill),
+        cover,
+    ]
+
+
+def column(rows: Sequence[Mapping], name: str) -> np.ndarray:
+    """A figure of each person, NaN where there is none."""
+    return np.array([np.nan if row.get(name) is None else row[name] for row in rows], float)
+
+
+def line(several: Sequence[Mapping]) -> str:
+    """A row of the table from the runs of one variant, a run per seed: means over the runs, the largest memory."""
+    first = several[0]
+    several = [one for one in several if one["people"]]
+    if not several:
+        return f"| {first['variant']} | no image that can be measured |" + " |" * (len(COLUMNS) - 2)
+    rows = [row for one in several for row in one["people"]]
+    mae = column(rows, "mae_brain")
+    interval = bootstrap(lambda i: float(mae[i].mean()), np.array([row["head"] for row in rows]), n=500)
+    found = [float(np.mean(values)) for values in zip(*(figures(one["people"]) for one in several), strict=True)]
+    mse, psnr, ssim, regional, r, target, centiloid, amyloid, disease, own, cover = found
+    trains = VARIANTS[first["variant"]].weights is None
     cells = [
         f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]",
-        f"{of('mse_brain').mean():.4f}",
-        f"{of('psnr_brain').mean():.1f}",
-        f"{of('ssim_brain').mean():.3f}",
-        f"{np.nanmean(np.abs(means - truth)):.3f}",
-        f"{np.nanmedian(correlation(means[:, known], truth[:, known])):.2f}",
-        f"{np.corrcoef(of('target'), of('true_target'))[0, 1]:.2f}",
-        f"{np.nanmean(np.abs(of('centiloid') - of('true_centiloid'))):.1f}",
-        f"{auc(of('centiloid'), positive):.2f}",
-        f"{auc(of('score'), ill):.2f} ({auc(of('true_score'), ill):.2f})" if ill.any() else "–",
+        f"{mse:.4f}",
+        f"{psnr:.1f}",
+        f"{ssim:.3f}",
+        f"{regional:.3f}",
+        f"{r:.2f}",
+        f"{target:.2f}",
+        f"{centiloid:.1f}",
+        f"{amyloid:.2f}",
+        "–" if np.isnan(disease) else f"{disease:.2f} ({own:.2f})",
         "–" if np.isnan(cover) else f"{cover:.2f}",
-        f"{found['parameters']:.1f}",
-        f"{found['tflop']:.2f}",
-        "–" if VARIANTS[found["variant"]].weights else f"{found['all_minutes']:.1f}",
-        "–" if VARIANTS[found["variant"]].weights else f"{found['peak_gib']:.1f}",
+        f"{first['parameters']:.1f}",
+        f"{first['tflop']:.2f}",
+        f"{np.mean([one['all_minutes'] for one in several]):.1f}" if trains else "–",
+        f"{max(one['peak_gib'] for one in several):.1f}" if trains else "–",
     ]
-    missed = found.get("asked", len(rows)) - len(rows)
-    name = found["variant"] + (f", {found['seeds']} seeds" if found.get("seeds", 1) > 1 else "")
+    missed = sum(one["asked"] for one in several) - len(rows)
+    name = first["variant"] + (f", {len(several)} seeds" if len(several) > 1 else "")
     name += f" ({missed} people's images cannot be measured)" if missed else ""
     return f"| {name} | " + " | ".join(cells) + " |"
-
-
-def pooled(several: Sequence[Mapping]) -> dict:
-    """The runs of one variant with several seeds as one: the people of all, mean time, largest memory."""
-    return {
-        **several[0],
-        "seeds": len(several),
-        "people": [row for one in several for row in one["people"]],
-        "asked": sum(one.get("asked", len(one["people"])) for one in several),
-        "all_minutes": float(np.mean([one["all_minutes"] for one in several])),
-        "peak_gib": max(one["peak_gib"] for one in several),
-    }
 
 
 def table(arguments: argparse.Namespace) -> None:
@@ -278,7 +297,7 @@ def table(arguments: argparse.Namespace) -> None:
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for name in VARIANTS:
         if several := [one for one in found if one["variant"] == name]:
-            print(line(pooled(several)))
+            print(line(several))
 
 
 def main() -> None:

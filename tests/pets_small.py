@@ -5,17 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bids_petsynth.pet.tracers import tracer
-
 
 def write(path: Path, content: str | dict = "x") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
-
-
-def canonical(name: str) -> str:
-    return tracer(name).name
 
 
 def add(root: Path, name: str, sidecar: dict | None = None, text: str = "x") -> Path:

@@ -12,9 +12,18 @@ from pathlib import Path
 import pytest
 from test_reports import write_scan
 
-from bids_petsynth.bids.dataset import DONE, FAILED, record_begun, record_status, write_cohort, write_status
+from bids_petsynth.bids.dataset import (
+    DONE,
+    FAILED,
+    record_begun,
+    record_status,
+    status_notes,
+    write_cohort,
+    write_status,
+)
 from bids_petsynth.bids.tables import read_tsv
 from bids_petsynth.reports.citation import write_citation
+from bids_petsynth.reports.content import participants_of
 from bids_petsynth.types import Case
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +105,35 @@ def test_what_is_gone_is_taken_out(tmp_path):
     write_cohort(tmp_path, anew=False)
     for name in ("status.tsv", "group_desc-synthMean_regions.tsv"):
         assert [row["participant_id"] for row in read_tsv(tmp_path / name)[0]] == ["sub-02"]
+
+
+@pytest.mark.parametrize("tracer", ["AV45", None])
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_scan_that_failed_since_is_not_in_the_cohort(tmp_path, tracer, anew):
+    """Its tables are those of an earlier run, perhaps of another T1w; None: nothing of the scan could be read."""
+    for label in ("01", "02"):
+        add_table(tmp_path, label, 1.25)
+    age(tmp_path, 3600)
+    write_cohort(tmp_path)
+    age(tmp_path, 60)
+    record_status(tmp_path, Case("01", None, None), tracer, FAILED, "the T1w is cut off.")
+    assert [row["participant_id"] for row in read_tsv(write_cohort(tmp_path, anew))[0]] == ["sub-02"]
+    record_status(tmp_path, Case("01", None, None), "AV45", DONE, "up to date")
+    assert [row["participant_id"] for row in read_tsv(write_cohort(tmp_path, anew))[0]] == ["sub-01", "sub-02"]
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_folder_that_is_not_named_as_bids_asks_is_nobody_else(tmp_path, anew):
+    """Neither its note nor what an earlier version made of it counts as that of sub-01."""
+    add_table(tmp_path, "01", 1.25)
+    add_table(tmp_path, "01_old", 1.5)
+    record_status(tmp_path, Case("01_old", None, None), None, FAILED, "rename the folder.")
+    assert [row["precuneus"] for row in read_tsv(write_cohort(tmp_path, anew))[0]] == ["1.25"]
+    rows, _ = read_tsv(write_status(tmp_path, anew))
+    assert {row["status"] for row in rows if row["participant_id"] == "sub-01"} == {"done"}
+    assert [note["status"] for note in status_notes(tmp_path, "01")] == ["done"]
+    assert "failed" in [note["status"] for note in status_notes(tmp_path, "01_old")]
+    assert set(participants_of(tmp_path)) == {"01", "01_old"}
 
 
 @pytest.mark.parametrize("damage", ["", "participant_id\n", "nonsense", "participant_id\tsession_id\ttracer\n\t\t\n"])

@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bids_petsynth.bids.dataset import DONE, FAILED, record_status, write_cohort, write_dataset_files, write_status
+from bids_petsynth.bids.dataset import (
+    DONE,
+    FAILED,
+    forget_sessionless,
+    record_status,
+    write_cohort,
+    write_dataset_files,
+    write_status,
+)
 from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sidecars import (
     Synthesis,
@@ -183,6 +191,23 @@ def test_raw_dataset_is_never_overwritten(raw: Path) -> None:
     assert (raw / "dataset_description.json").read_text() == before
 
 
+@pytest.mark.parametrize("name", ["README", ".bidsignore", "descriptions.tsv"])
+def test_files_of_a_project_are_never_overwritten(out: Path, raw: Path, tmp_path: Path, name: str) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / name).write_text("of the project")
+    with pytest.raises(UsageError, match="choose a new or an empty folder"):
+        write_dataset_files(project, raw, "0.1")
+    assert [path.name for path in project.iterdir()] == [name] and (project / name).read_text() == "of the project"
+    # what another task has just written there is ours
+    shutil.copy(out / name, project / name)
+    write_dataset_files(project, raw, "0.1")
+    # and so is what an earlier version wrote, as the description tells
+    (project / name).write_text("of version 0.0.1")
+    write_dataset_files(project, raw, "0.1")
+    assert (project / name).read_bytes() == (out / name).read_bytes()
+
+
 def test_status_of_all_runs(out: Path) -> None:
     record_status(out, TWO, None, FAILED, "the T1w\tis empty.")
     record_status(out, ONE, "AV45", DONE)
@@ -198,6 +223,35 @@ def test_status_of_all_runs(out: Path) -> None:
     assert [row["status"] for row in rows if row["participant_id"] == "sub-02"] == ["done"]
     with pytest.raises(ValueError):
         record_status(out, ONE, "AV45", "finished")
+
+
+@pytest.mark.parametrize(
+    ("sessions", "over"),
+    [
+        ({"1": "x"}, True),
+        ({"1": "x", "2": None}, True),
+        ({"1": None}, False),  # a session without T1w was asked for: there is still none
+        ({None: "x", "1": "x"}, False),
+        ({}, False),
+    ],
+)
+def test_a_failure_without_session_ends_when_sessions_come(out: Path, raw: Path, sessions: dict, over: bool) -> None:
+    record_status(out, Case("01", None, None), None, FAILED, "sub-01 has no T1w image.")
+    record_status(out, Case("02", None, None), None, FAILED, "sub-02 has no T1w image.")
+    cases = [Case("01", session, t1w and Path(t1w)) for session, t1w in sessions.items()]
+    assert forget_sessionless(out, raw, [*cases, Case("02", None, None)]) == ({"01"} if over else set())
+    told = {row["participant_id"] for row in read_tsv(write_status(out))[0]}
+    assert told == ({"sub-02"} if over else {"sub-01", "sub-02"})
+
+
+def test_a_failure_of_a_scan_without_session_that_is_there_stays(out: Path, raw: Path) -> None:
+    """A run over session 1 alone says nothing of it."""
+    t1w = raw / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    t1w.parent.mkdir(parents=True)
+    t1w.symlink_to("nowhere.nii.gz")
+    record_status(out, Case("01", None, None), None, FAILED, "sub-01_T1w.nii.gz is a link to nothing.")
+    assert forget_sessionless(out, raw, [Case("01", "1", Path("x"))]) == set()
+    assert [row["status"] for row in read_tsv(write_status(out))[0]] == ["failed"]
 
 
 def test_racing_processes_lose_no_participant(out: Path) -> None:

@@ -50,6 +50,16 @@ def test_one_case_per_participant_and_session(dataset: Path) -> None:
     assert [case.problem for case in cases] == [None, None, None, "sub-03 has no T1w image."]
 
 
+@pytest.mark.parametrize("label", ["01_old", "ADNI_002_S_0295", "01-b"])
+def test_a_folder_that_is_not_named_as_bids_asks_fails_alone(dataset: Path, label: str) -> None:
+    write(dataset / f"sub-{label}/anat/sub-{label}_T1w.nii.gz")
+    cases = find_cases(dataset)
+    assert labels(cases) == sorted(["sub-01", "sub-02_ses-a", "sub-02_ses-b", "sub-03", f"sub-{label}"])
+    (case,) = find_cases(dataset, [label])
+    assert case in cases and case.t1w is None
+    assert case.problem.startswith(f"sub-{label} is not named") and "rename the folder" in case.problem
+
+
 @pytest.mark.parametrize("asked", [["01"], ["sub-01"], ["sub-01", "01"]])
 def test_labels_with_and_without_prefix(dataset: Path, asked: list[str]) -> None:
     assert labels(find_cases(dataset, asked)) == ["sub-01"]
@@ -215,6 +225,26 @@ def test_derivatives(dataset: Path, tmp_path: Path) -> None:
     assert not four.derivatives and "fmriprep: no preprocessed T1w of sub-04" in four.notes[0]
     with pytest.raises(UsageError, match="-d fmriprep=PATH"):
         find_cases(dataset, derivatives={"fmriprep": tmp_path / "no"})
+
+
+def test_of_raw_and_preprocessed_t1w_the_one_that_is_read_must_be_there(dataset: Path, tmp_path: Path) -> None:
+    prep, raw = tmp_path / "fmriprep", dataset / "sub-01/anat/sub-01_T1w.nii.gz"
+    preprocessed = write(prep / "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz")
+    raw.unlink()
+    raw.symlink_to("../.git/annex/objects/nowhere")
+    assert "datalad get" in find_cases(dataset, ["01"])[0].problem
+    assert find_cases(dataset, ["01"], derivatives={"fmriprep": prep})[0].problem is None
+    preprocessed.write_text("/annex/objects/nowhere")
+    (case,) = find_cases(dataset, ["01"], derivatives={"fmriprep": prep})
+    assert case.problem.startswith("sub-01_desc-preproc_T1w.nii.gz is a placeholder")
+
+
+def test_a_preprocessed_t1w_of_another_run_is_told(dataset: Path, tmp_path: Path) -> None:
+    name = "sub-02_ses-b_acq-lowres_run-1_desc-preproc_T1w.nii.gz"
+    write(tmp_path / "prep/sub-02/ses-b/anat" / name)
+    (case,) = find_cases(dataset, ["02"], ["b"], derivatives={"prep": tmp_path / "prep"})
+    assert case.derivatives["preproc_t1w"].name == name
+    assert any(f"{name} is used, though its run is not the T1w's" in note for note in case.notes)
 
 
 def test_one_of_many_participants_is_found_fast(tmp_path: Path) -> None:

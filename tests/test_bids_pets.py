@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from pets_small import add, canonical, dataset, write
+from pets_small import add, dataset, write
 
 from bids_petsynth.bids.index import find_cases
 from bids_petsynth.bids.pets import find_pets, pair
 from bids_petsynth.errors import UsageError
+from bids_petsynth.pet.tracers import canonical
 from bids_petsynth.types import PetScan
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

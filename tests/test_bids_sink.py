@@ -216,6 +216,19 @@ def test_the_key_of_hashes_is_one_for_all_tasks(tmp_path: Path) -> None:
     assert hash_key(tmp_path / "other") != key
 
 
+def test_a_key_that_cannot_be_read_is_not_done_without(tmp_path: Path, monkeypatch) -> None:
+    """As that of another user, who made the folder; a hash without it would give clinical values away."""
+    make_hash_key(tmp_path)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    for use in (hash_key, make_hash_key):
+        with pytest.raises(UsageError, match=r"hashes\.key cannot be read .*chmod g\+r.* folder of your own"):
+            use(tmp_path)
+
+
 def test_hashes(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Settings:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bids_petsynth.bids import tables
 from bids_petsynth.bids.tables import dataset_rows, read_tsv
 from bids_petsynth.types import TableRow
 
@@ -84,6 +85,22 @@ def test_latin1_is_read_with_a_warning(tmp_path: Path) -> None:
     rows, warnings = dataset_rows(tmp_path, "01")
     assert rows[0].columns["site"] == "Köln"
     assert warnings == ["participants.tsv is not UTF-8 and was read as Latin-1: save it as UTF-8."]
+
+
+def test_a_table_is_parsed_once_and_again_when_it_has_changed(tmp_path: Path, monkeypatch) -> None:
+    parsed = []
+    true = tables._parsed
+    monkeypatch.setattr(tables, "_parsed", lambda data, file: parsed.append(file) or true(data, file))
+    labels = [f"{i:02d}" for i in range(50)]
+    put(tmp_path, "participants.tsv", "participant_id\tage\n" + "".join(f"sub-{i}\t{i}\n" for i in labels))
+    put(tmp_path, "phenotype/blood.tsv", "participant_id\tsite\nsub-07\tKöln\n".encode("latin-1"))
+    found = [dataset_rows(tmp_path, label) for label in labels]
+    assert parsed == ["participants.tsv", "blood.tsv"]
+    assert [rows[0].columns["age"] for rows, _ in found] == labels
+    assert [len(rows) for rows, _ in found] == [1] * 7 + [2] + [1] * 42
+    assert {len(warnings) for _, warnings in found} == {1}, "what is odd about a table is told for everybody"
+    put(tmp_path, "participants.tsv", "participant_id\tage\nsub-07\t171\n")
+    assert dataset_rows(tmp_path, "07")[0][0].columns["age"] == "171"
 
 
 def test_duplicates_are_all_reported(tmp_path: Path) -> None:

@@ -6,16 +6,19 @@ import argparse
 import json
 import pickle
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from chat_server import completion, echo, serving
+from models_small import CLASSES, SHAPE, small_model, small_recipe
 from pydantic import ValidationError
 
-from bids_petsynth.bids.tables import dataset_rows
+from bids_petsynth.anatomy.regions import lookup
+from bids_petsynth.bids.naming import sidecar_path
+from bids_petsynth.bids.tables import dataset_rows, read_json
 from bids_petsynth.cli.common import add_language, language_from
 from bids_petsynth.clinical.cache import ContentCache
 from bids_petsynth.clinical.encoders import HashedEncoder
@@ -36,10 +39,14 @@ from bids_petsynth.clinical.prompts import template_prompt, write_prompt
 from bids_petsynth.clinical.records import read_record
 from bids_petsynth.clinical.variables import variables
 from bids_petsynth.errors import ModelError, UsageError
+from bids_petsynth.models.folder import save_model
 from bids_petsynth.models.recipe import load_recipe
+from bids_petsynth.settings import Settings
 from bids_petsynth.tables import read_table
 from bids_petsynth.training.pairs import draw_records
-from bids_petsynth.types import TableRow
+from bids_petsynth.types import Anatomy, Case, Grid, TableRow
+from bids_petsynth.workflows import steps
+from bids_petsynth.workflows.outputs import last_of
 
 NAMES = ("age", "sex", "mmse", "nfl_simoa")
 #: Texts of a person's rows that nobody outside may see.
@@ -313,6 +320,49 @@ def test_options_override_the_recipe(tmp_path, monkeypatch):
         assert "would be sent to tiny at 127.0.0.1" in told and "remarks, other" in told
     with pytest.raises(ModelError, match="not the one that the model was trained with"):
         found.load_encoder(spec, identity="bert-0")
+
+
+def test_while_a_run_lasts_a_record_is_asked_for_once_and_keeps_its_prompt(tmp_path):
+    spec, record = TextSpec(width=32), {"age": 70}
+    with serving(lambda body: b"{}") as server:
+        run = TextOptions("llm", endpoint=Endpoint(server.url, "tiny"), prompts=tmp_path / "first")
+        failed = run.writer(spec, NAMES).write(record, who="sub-1")
+        server.answer = lambda body: completion(echo(body))
+        again = run.writer(spec, NAMES).write(record, who="sub-2")  # as in another process
+        assert failed.status == "template (malformed reply)" and len(server.requests) == 1
+        assert (again.text, again.status) == (failed.text, failed.status)
+        assert again.warning == failed.warning.replace("sub-1", "sub-2")
+        later = replace(run, prompts=tmp_path / "second")
+        assert [later.writer(spec, NAMES).write(record).status for _ in range(2)] == ["llm", "llm"]
+        assert len(server.requests) == 2
+
+
+def test_what_was_made_from_the_template_instead_is_told_and_made_again(tmp_path):
+    text = {"style": "llm", "encoder": "hashed", "width": 32, "tokens": 8}
+    save_model(small_model(small_recipe(regional=None, conditioning={"text": text})), tmp_path / "model")
+    case = Case("1", None, tmp_path / "bids" / "sub-1" / "anat" / "sub-1_T1w.nii.gz")
+    codes = np.random.default_rng(0).choice([code for code, *_ in lookup()], SHAPE).astype(np.uint8)
+    probabilities = np.full((CLASSES, *SHAPE), 1 / CLASSES, np.float32)
+    head = Anatomy(np.ones(SHAPE, np.float32), codes, probabilities, Grid(SHAPE, np.diag([8.0, 8, 8, 1])))
+    (tmp_path / "bids").mkdir()
+    (tmp_path / "bids" / "participants.tsv").write_text("participant_id\tage\nsub-1\t70\n")
+    found = []
+    with serving(lambda body: b"{}") as server:
+        for run in ("first", "second"):
+            texts = TextOptions(endpoint=Endpoint(server.url, "tiny"), prompts=tmp_path / run)
+            given = Settings(
+                tmp_path / "bids", tmp_path / "out", ("AV45",), model=tmp_path / "model", device="cpu", texts=texts
+            )
+            record = steps.record_of(case, given)
+            steps.ask(case, given)
+            drawn = steps.draws(case, head, record, "AV45", given)
+            # it answers while the outputs are written
+            server.answer = lambda body: completion(echo(body))
+            steps.outputs(case, head, drawn, record, "AV45", given, "hash", {})
+            path = last_of(case, "AV45", res=8)
+            style = read_json(sidecar_path(given.out_dir / path))["Prompt"]["Style"]
+            found.append((style, steps.pet_sink(given, "hash", "AV45").is_current(path), len(server.requests)))
+    assert found == [("template (malformed reply)", False, 1), ("llm", True, 2)]
 
 
 @pytest.mark.parametrize("words", [["--llm-endpoint", "http://localhost/v1"], ["--llm-model", "tiny"]])

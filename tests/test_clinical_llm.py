@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from chat_server import completion, dripping, echo, serving
@@ -15,6 +17,7 @@ from bids_petsynth.clinical.llm import KEY_VARIABLE, PROBLEMS, ChatModel, Endpoi
 from bids_petsynth.clinical.prompts import llm_request, template_prompt
 from bids_petsynth.errors import UsageError
 
+RECORDED = Path(__file__).parents[1] / "benchmarks/recorded_chat.json"
 NAMES = ("age", "sex", "apoe4", "mmse", "nfl_simoa", "ptau217_lumipulse")
 WOMAN = {"age": 72.4, "sex": 0, "apoe4": 1, "mmse": 24, "nfl_simoa": 18.8}
 MESSAGES = llm_request(WOMAN, NAMES, "Sleeps 6 hours.")
@@ -42,6 +45,21 @@ def problem(server, **more) -> ReplyError:
     text = str(caught.value).replace(server.url[7:-3], "")
     assert not any(word in text for word in ("72", "18.8", "woman", "SECRET")), "no value in a message"
     return caught.value
+
+
+def test_a_real_models_words_keep_what_was_told_and_a_changed_value_is_noticed():
+    """What a large chat model wrote to 168 simulated records, for ``benchmarks/recipes.py``."""
+    replies = json.loads(RECORDED.read_text())
+    asked = {"role": "user", "content": ""}
+    with serving(lambda body: completion(replies[body["messages"][-1]["content"]])) as server:
+        kept = [model(server).describe([asked | {"content": facts}]) for facts in replies]
+    assert kept == list(replies.values()) and len(kept) == 168 and all("ε4" in text for text in kept)
+    values = [re.search(r"GFAP \(Simoa\) ([\d.]+)", facts).group(1) for facts in replies]
+    wrong = {f: t.replace(v, f"{float(v) + 1000:g}") for (f, t), v in zip(replies.items(), values, strict=True)}
+    with serving(lambda body: completion(wrong[body["messages"][-1]["content"]])) as server:
+        for facts in wrong:
+            with pytest.raises(ReplyError, match="left out values or wrote others"):
+                model(server).describe([asked | {"content": facts}])
 
 
 # what is sent

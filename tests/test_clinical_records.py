@@ -334,6 +334,19 @@ def test_order_of_tables_and_sessions():
     assert "phenotype/clinic.tsv, sub-01/sub-01_sessions.tsv" in without.warnings[0]
 
 
+def test_one_age_for_several_sessions_is_warned_of():
+    rows = [TableRow("participants.tsv", {"age": "61.5", "sex": "F"})]
+    for options in ({"session": "M48"}, {"several_sessions": True, "session": "M48"}):
+        record = read_record(rows, **options)
+        assert (record.get("age"), record.values["age"].status) == (61.5, "found")
+        assert len(record.warnings) == len(options) - 1
+    assert record.warnings[0].startswith("participants.tsv, column age: one age is told for several sessions")
+    assert "61" not in record.warnings[0]
+    rows.append(TableRow("sub-01/sub-01_sessions.tsv", {"age": "65.5"}, session="ses-M48"))
+    own = read_record(rows, session="M48", several_sessions=True)
+    assert (own.get("age"), own.warnings) == (65.5, ())
+
+
 def test_ratio_is_computed_only_from_the_same_assay():
     record = read({"ab42_simoa": "6", "ab40_simoa": "100", "ab40_lumipulse": "300"})
     assert record.get("ab42_40_simoa") == pytest.approx(0.06)
@@ -382,7 +395,7 @@ def test_interval_between_blood_and_scan(blood, scan, message, column):
     record = read({"gfap_simoa": "150", column: blood}, scan_date=scan)
     assert record.get("gfap_simoa") == 150
     assert len(record.warnings) == (message is not None)
-    assert all(message in warning for warning in record.warnings)
+    assert all(message in warning and "  " not in warning for warning in record.warnings)
 
 
 def test_interval_needs_plasma_and_takes_the_date_of_its_own_row():

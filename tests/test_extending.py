@@ -32,6 +32,8 @@ from bids_petsynth.types import TableRow
 told = {"p-tau231": {"Description": "Plasma p-tau231, in-house Simoa, Gothenburg", "Units": "ng/L"}}
 record = read_record([TableRow("participants.tsv", {"p-tau231": "12,5"}, told)])
 assert record.get("ptau231_ugot") == 12.5, record.values
+from bids_petsynth.clinical.prompts import template_prompt
+assert template_prompt(record, ["ptau231_ugot"]).endswith("Plasma ptau231 (Gothenburg Simoa) 12.5 pg/mL.")
 """
 
 LOSS = """

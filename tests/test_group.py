@@ -15,7 +15,7 @@ from cohort_small import Person, write
 from group_small import EVIL, SMALL, check_page, people, run, table
 
 from bids_petsynth.bids.naming import output_path
-from bids_petsynth.bids.pets import Pair
+from bids_petsynth.bids.pets import Pair, pair, with_pets
 from bids_petsynth.bids.tables import read_tsv
 from bids_petsynth.models.synthesizer import built_in
 from bids_petsynth.reports.group import about_column
@@ -210,7 +210,25 @@ def test_which_real_scan_of_several_is_compared(cohort):
     made, left = comparisons.jobs(scans, [far, near, other], out_dir=out)
     assert [job.pair for job in made] == [near]
     reasons = {pair.pet.path.name: why for pair, why in left}
-    assert "nearer" in reasons["1_pet.nii.gz"] and "no synthetic FDG" in reasons["fdg_pet.nii.gz"]
+    assert "2_pet.nii.gz: it lies 3 days from the T1w, this one 300 days" in reasons["1_pet.nii.gz"]
+    assert reasons["fdg_pet.nii.gz"] == "there is no synthetic FDG of sub-000: run participant with --tracer FDG"
+
+
+def test_group_compares_the_real_scan_that_participant_takes(cohort):
+    """The nearest in time, be it of another session than the T1w."""
+    from bids_petsynth.reports.content import read_participant
+
+    _, out = cohort
+    (scan,) = read_participant(out, "000")
+    case = Case("000", "a", Path("t1w.nii.gz"), t1w_date="2020-01-01")
+    pets = [
+        PetScan("000", "b", "AV45", Path("near_pet.nii.gz"), date="2020-01-03"),
+        PetScan("000", "a", "AV45", Path("far_pet.nii.gz"), date="2020-09-01"),
+    ]
+    made, left = comparisons.jobs([replace(scan, case=case)], pair([case], pets), out_dir=out)
+    (given,) = with_pets([case], pets, ["AV45"], 365)
+    assert [job.pair.pet for job in made] == list(given.pets) == pets[:1]
+    assert [f"{other.pet.path.name} is not used. {why}" for other, why in left] == list(given.notes)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,11 +14,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_petsynth.bids.dataset import DONE, record_begun, record_status
 from bids_petsynth.bids.index import find_cases
 from bids_petsynth.bids.sink import hash_key
 from bids_petsynth.cli.main import main
 from bids_petsynth.cli.participant import memory
+from bids_petsynth.errors import InputError
 from bids_petsynth.settings import Settings
+from bids_petsynth.types import Case, OtherScan, PetScan
 from bids_petsynth.workflows import steps
 
 FULL = ("participant", "--n-draws", "3", "--save-draws", "--device", "cpu", "--random-seed", "3")
@@ -243,6 +247,68 @@ def test_bad_participants_and_a_lost_worker_concern_nobody_else(example, tmp_pat
     assert not list((out / "logs").glob("*crash*"))
 
 
+def test_names_and_sessions_that_change_between_runs(tmp_path):
+    """A folder that is not named as BIDS asks, and a participant without T1w whose sessions come later."""
+    bids, out = tmp_path / "bids", tmp_path / "out"
+    for label in ("01", "01_old"):
+        (bids / f"sub-{label}").mkdir(parents=True)
+    (bids / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
+    words = [str(bids), str(out), "participant", "--tracer", "AV45", "--device", "cpu"]
+    assert main(words) == 1
+    told = [(r["participant_id"], r["session_id"], r["reason"]) for r in rows(out / "status.tsv")]
+    assert [row[:2] for row in told] == [("sub-01", "n/a"), ("sub-01_old", "n/a")]
+    assert "no T1w" in told[0][2] and "rename the folder" in told[1][2]
+    t1w = bids / "sub-01" / "ses-1" / "anat" / "sub-01_ses-1_T1w.nii.gz"
+    t1w.parent.mkdir(parents=True)
+    t1w.symlink_to("nowhere.nii.gz")
+    assert main([*words, "--participant-label", "01"]) == 1
+    told = {(r["participant_id"], r["session_id"]) for r in rows(out / "status.tsv")}
+    assert told == {("sub-01", "ses-1"), ("sub-01_old", "n/a")}
+    page = (out / "sub-01.html").read_text()
+    assert "is a link" in page and "no T1w" not in page and "rename the folder" not in page
+    assert not list((out / "logs").glob("*crash*"))
+
+
+def test_after_a_lost_worker_only_what_is_left_is_done_again(example, tmp_path, monkeypatch):
+    from bids_petsynth.workflows import participant
+
+    settings = Settings(example, tmp_path / "out", ("AV45", "FDG"), nprocs=2)
+    begun: list[tuple[str, tuple[str, ...]]] = []
+
+    def batch(jobs, settings, plugin, tell):
+        """A worker is lost before any FDG of several people, and after the AV45 of the last, of which no node tells."""
+        for job in jobs:
+            begun.append((job.case.participant, job.tracers))
+            for tracer in job.tracers:
+                record_begun(settings.out_dir, job.case, tracer)
+                if len(jobs) == 1 or tracer == "AV45":
+                    record_status(settings.out_dir, job.case, tracer, DONE, "written")
+                    if len(jobs) == 1 or job != jobs[-1]:
+                        tell(job.case, tracer, DONE, "written")
+        return "lost"
+
+    monkeypatch.setattr(participant, "_run_batch", batch)
+    outcomes = participant.run(find_cases(example), settings)
+    people = ("negative", "positive")
+    assert begun == [(who, ("AV45", "FDG")) for who in people] + [(who, ("FDG",)) for who in people]
+    assert sorted((o.case.participant, o.tracer, o.status) for o in outcomes) == [
+        (who, tracer, "done") for who in people for tracer in settings.tracers
+    ]
+    assert [r["status"] for r in rows(tmp_path / "out" / "status.tsv")] == ["done"] * 4
+
+
+@pytest.mark.parametrize("scan", ["pets", "others"])
+def test_a_scan_beside_the_t1w_that_cannot_be_read_concerns_nobody_else(example, tmp_path, scan):
+    """It could be read when it was found."""
+    from bids_petsynth.workflows.participant import plan
+
+    lost = tmp_path / "sub-positive_scan.nii.gz"
+    found = {"pets": PetScan("positive", None, "FDG", lost), "others": OtherScan("positive", None, "T2w", lost)}
+    case = replace(find_cases(example, ["positive"])[0], **{scan: (found[scan],)})
+    with pytest.raises(InputError, match=r"sub-positive: sub-positive_scan.nii.gz cannot be read \(No such file"):
+        plan(case, Settings(example, tmp_path / "out", ("AV45",)))
+
+
 def test_no_value_reaches_logs_and_sidecars_unless_asked(run):
     header, *lines = (run.parent / "bids" / "participants.tsv").read_text().splitlines()
     column = header.split("\t").index("ptau217_lumipulse")
@@ -303,6 +369,15 @@ def test_trouble_in_participants_tsv_is_named(example, tmp_path, table, units, m
     assert not any(value in text for text in record.warnings for value in ("710", "seventy", "0.4"))
 
 
+def test_the_age_at_the_first_of_several_visits_is_not_taken_for_another_without_a_word(tmp_path):
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\nsub-1\t71\nsub-2\t71\n")
+    for folder in ("sub-1/ses-M00", "sub-1/ses-M48", "sub-2/ses-M48"):
+        (tmp_path / folder).mkdir(parents=True)
+    settings = Settings(tmp_path, tmp_path / "out", ("AV45",))
+    warned = [steps.record_of(Case(label, "M48", None), settings).warnings for label in ("1", "2")]
+    assert [len(sentences) for sentences in warned] == [1, 0] and "column age" in warned[0][0]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -341,6 +416,20 @@ def test_an_output_folder_that_cannot_be_written(example, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main([str(example), str(tmp_path / "file" / "out"), "participant"]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_the_work_directory_is_made(example, tmp_path, capsys, monkeypatch):
+    from bids_petsynth.workflows import participant
+
+    monkeypatch.setattr(participant, "run", lambda *_: [])
+    work, out = tmp_path / "me" / "work", tmp_path / "out"
+    words = [str(example), str(out), "participant", "--device", "cpu", "--work-dir"]
+    assert main([*words, str(work), "--dry-run"]) == 0 and not work.exists()
+    assert main([*words, str(work)]) == 0 and work.is_dir()
+    capsys.readouterr()
+    (tmp_path / "file").write_text("")
+    assert main([*words, str(tmp_path / "file" / "work")]) == 2
+    assert "cannot be made (Not a directory); choose another with --work-dir" in capsys.readouterr().err
 
 
 def test_dry_run_writes_nothing_and_tells_all(example, tmp_path, capsys):

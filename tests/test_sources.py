@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ground_small import SmallGround
 from models_small import CLASSES, SHAPE, small_model, small_recipe
-from pets_small import add, canonical, dataset
+from pets_small import add, dataset
 from scanner_small import head, noise, rigid, scanned, scanner
 from scipy.ndimage import gaussian_filter
 
@@ -23,6 +23,7 @@ from bids_petsynth.models.conditioning import taken_sources
 from bids_petsynth.models.folder import SOURCE_PET, load_model, save_model
 from bids_petsynth.models.recipe import ConditioningSpec, Recipe
 from bids_petsynth.models.synthesizer import Synthesizer
+from bids_petsynth.pet.tracers import canonical
 from bids_petsynth.settings import Settings
 from bids_petsynth.training.generator import Run, train
 from bids_petsynth.types import Anatomy, ClinicalRecord, Grid, PetScan

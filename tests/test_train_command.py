@@ -17,7 +17,7 @@ from places import as_ours
 
 from bids_petsynth.api import own_seed
 from bids_petsynth.cli.main import main
-from bids_petsynth.cli.train import split_with_tracers
+from bids_petsynth.cli.train import has_sources, parser, split_with_tracers, told_command
 from bids_petsynth.errors import UsageError
 from bids_petsynth.models.folder import load_model, training_ranges
 from bids_petsynth.models.recipe import load_recipe
@@ -52,6 +52,8 @@ def test_a_dataset_becomes_a_model_folder(site, trained_site):
     # a participant's label or value has no place in what may be shared
     for participant, row in people(site).items():
         assert participant.removeprefix("sub-") not in model.card and row["ptau217_lumipulse"] not in model.card
+    assert "`bids-petsynth BIDS_DIR OUTPUT_DIR train --recipe" in model.card
+    assert str(site) not in model.card and str(trained_site) not in model.card and "women" not in model.card
     ranges = training_ranges(trained_site / "models" / "ours", model.weights_sha256)
     assert set(ranges) == {"AV45"} and len(ranges["AV45"]) > 60
 
@@ -246,6 +248,29 @@ def test_a_share_that_leaves_nobody_to_train_on_gets_a_sentence(site, tiny_recip
     assert main(command) == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith("bids-petsynth: --held-out 0.95 keeps 6 of 6 participants out") and told.endswith(".")
+
+
+def test_the_card_tells_nobodys_label_path_or_value():
+    words = ["BIDS", "OUT", "train", "--participant-label", "0815", "--recipe", "/home/me/own.toml", "--pet-window"]
+    told = told_command(parser().parse_args([*words, "50", "70", "--tracer", "AV45", "FDG", "--licence", "mine"]))
+    assert told == (
+        "bids-petsynth BIDS_DIR OUTPUT_DIR train --recipe own.toml --tracer AV45 FDG --held-out 0.2 "
+        "--pet-window 50.0 70.0 --max-gap 365"
+    )
+    recipe = load_recipe("petsynth")
+    known = {"age": 70.0, "sex": 1.0}
+    crowds = [[replace(one, record=known) for one in crowd(*n * ["AV45"])] for n in (5, 4)]
+    many, few = describe(*crowds, recipe, "none").split("Held out")
+    assert "age 70 ± 0 years; 0 women, 5 men" in many
+    assert "4 AV45 scans; of fewer than five people no more is told" in few and "men" not in few
+
+
+def test_a_t1w_is_not_trained_where_nobody_has_what_it_is_drawn_from():
+    recipe = load_recipe("acadiff")
+    assert has_sources("T1w", recipe, crowd("AV45")) and has_sources("T1w", recipe, crowd("FBB", "FDG"))
+    assert not has_sources("T1w", recipe, crowd("FBB", "FBB"))
+    shown = recipe.conditioning.model_copy(update={"images": ("labels",)})
+    assert has_sources("T1w", recipe.model_copy(update={"conditioning": shown}), crowd("FBB"))
 
 
 def test_the_card_counts_the_t1w_of_everyone_where_t1w_are_drawn():

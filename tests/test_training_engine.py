@@ -192,14 +192,15 @@ def test_many_steps_in_a_row_that_are_not_finite_are_an_error(tmp_path):
     assert torch.isfinite(net.weight).all()
 
 
-def test_no_room_for_a_single_example_is_an_error(tmp_path):
+def test_no_room_for_a_single_example_is_a_sentence(tmp_path, capsys):
     net = torch.nn.Linear(3, 1)
 
     def never(step, rng, share):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    with pytest.raises(RuntimeError, match="allocate"):
-        Loop(net, never, spec(), tmp_path).run()
+    with pytest.raises(TrainingError, match="pre-training: memory does not hold a single example") as caught:
+        Loop(net, never, spec(), tmp_path, phase="pre-training").run()
+    assert "network.channels" in str(caught.value) and capsys.readouterr().err.count("Out of memory") == 3
 
     def wrong(step, rng, share):
         raise RuntimeError("shapes differ")
@@ -273,6 +274,19 @@ def test_what_was_started_together(monkeypatch, environment, expected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert processes() == expected
+
+
+def test_a_critic_without_a_finite_loss_does_not_undo_the_step(tmp_path, capsys):
+    net, critic = torch.nn.Linear(3, 1), torch.nn.Linear(1, 1)
+    before = critic.weight.detach().clone()
+    player = Player(critic, lambda step, rng, share: critic(torch.ones(1, 1)).sum() * torch.nan, 1e-2)
+    loop = Loop(net, line(net), spec(steps=3), tmp_path, critic=player)
+    started = loop.ema.weight.clone()
+    loop.run(every=1)
+    assert torch.equal(critic.weight, before) and not torch.equal(loop.ema.weight, started)
+    assert capsys.readouterr().err.count("the critic's loss or its gradient at step") == 3 == loop.state.skipped
+    rows = (tmp_path / "log.csv").read_text().splitlines()[1:]
+    assert len(rows) == 3 and "nan" not in "".join(rows)
 
 
 def test_what_parts_change_is_said(tmp_path, capsys):

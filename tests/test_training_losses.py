@@ -91,7 +91,6 @@ def test_ssim_of_constants_is_the_closed_form_and_equal_images_have_1():
     assert losses.ssim(a, b, 3.0).item() == pytest.approx((3 + c1) / (3.25 + c1))
     x, _ = pair(2, 1, 12, 12, 12)
     torch.testing.assert_close(losses.ssim(x, x, 3.0), torch.ones(2).double())
-    assert losses.l1_ssim(x, x, data_range=3.0).abs().max() < 1e-12
 
 
 def test_ssim_gradient_is_that_of_finite_differences():
@@ -100,19 +99,6 @@ def test_ssim_gradient_is_that_of_finite_differences():
     flat = torch.zeros(1, 1, 12, 12, requires_grad=True)
     losses.ssim(flat, torch.zeros(1, 1, 12, 12), 1.0).sum().backward()
     assert torch.isfinite(flat.grad).all()
-
-
-def test_l1_ssim_adds_the_weighted_error():
-    a = torch.zeros(2, 1, 12, 12).double()
-    weights = torch.ones(2, 1, 12, 12).double()
-    weights[:, :, :6] = 10
-    plain = losses.l1_ssim(a, a + 0.2, data_range=2.0)
-    torch.testing.assert_close(plain - (1 - losses.ssim(a, a + 0.2, 2.0)), torch.full((2,), 0.2).double())
-    torch.testing.assert_close(
-        losses.l1_ssim(a, a + 0.2, weights, data_range=2.0) - plain, torch.full((2,), 0.9).double()
-    )
-    target, weights = noise(1, 1, 11, 11), weights[:1, :, :11, :11]
-    assert gradcheck(lambda x: losses.l1_ssim(x, target, weights, data_range=2.0), variable(1, 1, 11, 11))
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 24, 28, 17), (1, 3, 33, 16)])

@@ -15,6 +15,7 @@ from toy_recipes import shrunk
 from bids_petsynth.models.autoencoder import build_space
 from bids_petsynth.models.recipe import Recipe
 from bids_petsynth.models.synthesizer import Synthesizer
+from bids_petsynth.pet.tracers import tracer
 from bids_petsynth.tables import read_table
 from bids_petsynth.training.generator import build_model
 from bids_petsynth.training.loop import Share, step_generator
@@ -189,6 +190,23 @@ def test_the_markers_that_must_not_drift_are_a_pets_regions_and_a_t1ws_hippocamp
     assert made._image_losses(drawn, example).item() == pytest.approx(3 * np.mean(expected), rel=1e-4)
 
 
+def test_l1_and_ssim_of_images_are_those_of_their_definitions():
+    """PASTA's L1 + (1 - SSIM): errors in units of the SD over all scans, SSIM over the tracer's display window."""
+    from skimage.metrics import structural_similarity
+
+    losses = {"process": 0.0, "l1": 0.7, "ssim": 0.4}
+    made = objective(small_recipe(tracers=["AV45"], regional=None, losses=losses, space={"cutoff": 0.25}))
+    example = made.example(0, step_generator(0, 0), Share())
+    drawn = example.data + 0.3 * torch.randn(example.data.shape, generator=torch.Generator().manual_seed(0))
+    images = [made._image(one, example).double().numpy()[:, 0] for one in (drawn, example.data)]
+    low, high = tracer("AV45").display
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": high - low}
+    similar = [structural_similarity(a, b, **options) for a, b in zip(*images, strict=True)]
+    error = np.abs(images[0] - images[1]).mean() / np.mean(made.model.latent_sd)
+    expected = 0.7 * error + 0.4 * (1 - np.mean(similar))
+    assert made._image_losses(drawn, example).item() == pytest.approx(expected, rel=1e-4)
+
+
 def autoencoded(scale: float) -> Objective:
     """A step on an autoencoder whose latents are so many times as large, all else equal."""
     recipe = with_autoencoder(
@@ -238,13 +256,7 @@ def test_notes_are_read_in_training_exactly_where_the_synthesizer_reads_them(var
     records = ({"mmse": 24.0}, {}, notes, {"mmse": 24.0, **notes})
     batch = replace(batch, records=records, tracers=batch.tracers[:1] * 4)
     sampler = Synthesizer(made.model, "cpu", made.texts)
-
-    class Person(dict):
-        @property
-        def notes(self):
-            return self.get("notes", "")
-
-    asked = [sampler._condition(Person(record), batch.tracers[0], torch.ones(1, 1)) for record in records]
+    asked = [sampler._condition(record, batch.tracers[0], torch.ones(1, 1)) for record in records]
     everything = torch.ones(4, max(1, len(variables)))
     trained = made._condition(batch, everything)
     assert torch.equal(trained.text_mask, torch.cat([one.text_mask for one in asked]))

@@ -184,11 +184,11 @@ def test_a_scan_without_t1w_lends_its_style_as_bright_as_the_others():
 
     make = phases.styled(Ground(recipe, count=3), transfer)
     for number in range(6):
-        case, other = make(number), ground.case(number + 1)
+        case, other = make(number), ground.case(number + 1 + number // 3)
         assert torch.equal(case.pet["AV45"], other.pet["AV45"])
         assert torch.equal(case.pet["FDG"], other.pet["FDG"]) == (number % 3 != 2)
     head, pet, its = asked[-1]
-    scan, inside = ground.case(6).pet["FDG"].numpy(), (ground.case(6).measured > 0).numpy()
+    scan, inside = ground.case(7).pet["FDG"].numpy(), (ground.case(7).measured > 0).numpy()
     assert (its == brain).all() and pet[brain].mean() == pytest.approx(scan[inside].mean(), rel=1e-5)
     assert np.corrcoef(pet[brain], uptake[brain])[0, 1] == pytest.approx(1)
 
@@ -202,6 +202,36 @@ def test_a_scan_without_t1w_lends_its_style_as_bright_as_the_others():
     for number in range(36):
         make(number)
     assert sorted(taken) == ["AV45"] * 6 + ["FDG"] * 6
+
+
+def test_every_head_is_made_in_the_style_of_other_people():
+    recipe, pairs = small_recipe(), []
+
+    class Sessions(SmallGround):
+        """Two sessions of each of four people; ``unpaired`` is a T1w without PET."""
+
+        unpaired = (lambda: replace(SmallGround(recipe).case(99), head="", pet={}),)
+
+        def case(self, number):
+            return replace(super().case(number), head=f"{number % 8 // 2}")
+
+    ground = Sessions(recipe, count=8)
+    cases = [ground.case(number) for number in range(30)]
+    heads = {case.t1w.numpy().tobytes(): number for number, case in enumerate(cases)}
+    scans = {case.pet["AV45"].numpy().tobytes(): number for number, case in enumerate(cases)}
+
+    def transfer(t1w, head, pet, its):
+        pairs.append((heads.get(t1w.tobytes()), scans.get(pet.tobytes())))
+        return pet
+
+    make = phases.styled(ground, transfer)
+    for number in range(32):
+        make(number)
+    pairs = [pair for pair in pairs if pair[1] is not None]  # florbetapir alone
+    own = [(head, scan) for head, scan in pairs if head is not None]
+    assert [head for head, _ in own] == list(range(16)) and len(pairs) == 32, "in turn with the T1w without PET"
+    assert all(head % 8 // 2 != scan % 8 // 2 for head, scan in own)
+    assert len({(head % 8, scan % 8) for head, scan in own}) > 8, "another partner the next time"
 
 
 def test_scans_without_t1w_are_prepared_once_and_told(tmp_path, monkeypatch):

@@ -77,6 +77,20 @@ def test_another_text_encoder_is_a_sentence(tmp_path):
         check_start(worded(), start, tmp_path, "two")
 
 
+def test_what_builds_no_network_may_differ(tmp_path):
+    start, recipe = small_model(small_recipe()), small_recipe()
+    asked = {
+        "regional": {"rate": 1e-5, "training_steps": 3},
+        "conditioning": {"drop_variable": 0.4},
+        "process": {"steps": 9, "guidance": 2.0},
+    }
+    parts = {name: getattr(recipe, name).model_copy(update=fields) for name, fields in asked.items()}
+    check_start(recipe.model_copy(update=parts), start, tmp_path)
+    with pytest.raises(UsageError, match="another `regional`"):
+        wide = recipe.regional.model_copy(update={"width": 512})
+        check_start(recipe.model_copy(update={"regional": wide}), start, tmp_path)
+
+
 def test_phases_that_are_left_out_get_no_time():
     recipe = with_autoencoder(regional=None, pretraining={"steps": 6}, training={"steps": 12})
     assert _phase_minutes(recipe, 48, adapted=False) == {"autoencoder": 12, "pretraining": 12, "paired": 24}

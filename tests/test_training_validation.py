@@ -117,9 +117,14 @@ def test_evaluation_of_a_perfect_model():
     row = figures["AV45"]
     assert row["mae"] < 1e-6 and row["voxel_r"] > 0.9999
     truth = [region_means(case.pet["AV45"][None].numpy(), classes.numpy())[0, 1:] for case in cases]
-    assert row["mae_of_mean"] == pytest.approx(np.nanmean(np.abs(truth[1] - truth[0])) / 2, abs=1e-6)
+    everyone = np.stack(4 * truth)
+    others = [np.abs(np.delete(everyone, k, 0).mean(0) - everyone[k]) for k in range(len(everyone))]
+    assert row["mae_of_mean"] == pytest.approx(np.nanmean(others), abs=1e-6)
     assert row["true_positive"] - row["true_negative"] == pytest.approx(0.9, abs=0.03)
     assert spread["AV45"] == pytest.approx(1 / 3)
+    # of one person there are no others, and their value is nobody's to read
+    alone = evaluate(Perfect(), cases[:1], 4, 2.0)[0]["AV45"]
+    assert np.isnan(alone["mae_of_mean"]) and "true_negative" not in alone
 
 
 def test_a_drawn_t1w_is_measured_in_the_brain_of_those_who_have_a_source():

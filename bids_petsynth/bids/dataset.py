@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ BIDS_VERSION = "1.10.0"
 DONE, FAILED = "done", "failed"
 STATUS_COLUMNS = ("participant_id", "session_id", "tracer", "status", "reason")
 _RECORDS = Path("logs", "status")
+_OF_TRACER = re.compile(r"sub-([A-Za-z0-9+]+)(?:_ses-([^_]+))?_trc-([A-Za-z0-9+]+)")
 _BEGUN = (
     "begun and not ended. If no run is at work on it, the run was killed, most often because memory or time ran out; "
     "grant more and run again."
@@ -76,19 +78,33 @@ def check_ours(out_dir: Path, kind: str) -> None:
     Raises
     ------
     UsageError
-        If ``dataset_description.json`` is there and of another type, or not of this software.
+        If ``dataset_description.json`` is there and of another type, or not of this software; or if it is not there,
+        but a file of somebody else's that has the name of one of ours, such as the README of a project.
     """
     path = Path(out_dir) / "dataset_description.json"
-    if not path.is_file():
-        return
-    try:
-        about = read_json(path)
-    except ValueError:
-        about = {}
-    if not made_here(about) or about.get("DatasetType", "raw") != kind:
+    if path.is_file():
+        try:
+            about = read_json(path)
+        except ValueError:
+            about = {}
+        ours = made_here(about) and about.get("DatasetType", "raw") == kind
+    else:
+        # another task, which writes the description first, may have written these since
+        ours = not any(_is_other(path.with_name(name), content) for name, content in _explanations().items())
+    if not ours:
         raise UsageError(
             f"{out_dir} holds another dataset, whose files would be written over; choose a new or an empty folder."
         )
+
+
+def _is_other(path: Path, content: bytes) -> bool:
+    """Whether a file is there and holds something else, or cannot be read."""
+    try:
+        return path.read_bytes() != content
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 def write_dataset_files(
@@ -129,10 +145,15 @@ def write_dataset_files(
         **{name: _link(out_dir, Path(path)) for name, path in (derivatives or {}).items()},
     }
     write_bytes(out_dir / "dataset_description.json", json_text(_description(raw, version, code_url, links)).encode())
+    for name, content in _explanations().items():
+        write_bytes(out_dir / name, content)
+
+
+def _explanations() -> dict[str, bytes]:
+    """Name → content of the files that are the same in every output dataset."""
     rows = [{"desc_id": f"desc-{label}", "description": text} for label, text in _DESCRIPTIONS.items()]
-    write_bytes(out_dir / "descriptions.tsv", tsv_text(rows).encode())
-    write_bytes(out_dir / ".bidsignore", ("\n".join(_IGNORED) + "\n").encode())
-    write_bytes(out_dir / "README", _README.encode())
+    texts = {"descriptions.tsv": tsv_text(rows), ".bidsignore": "\n".join(_IGNORED) + "\n", "README": _README}
+    return {name: text.encode() for name, text in texts.items()}
 
 
 def _description(raw: Mapping[str, Any], version: str, code_url: str, links: Mapping[str, str]) -> dict[str, Any]:
@@ -192,6 +213,27 @@ def record_status(
 
 def _note_path(out_dir: Path, case: Case, tracer: str | None) -> Path:
     return Path(out_dir) / _RECORDS / (case.label + (f"_trc-{tracer}" if tracer else "") + ".json")
+
+
+def forget_sessionless(out_dir: Path, bids_dir: Path, cases: Sequence[Case]) -> set[str]:
+    """Remove the note that a participant failed as a whole where its T1w have since come in sessions; give its label.
+
+    The note says that there was no T1w, or is about one that lay in no session. So it stays where no case has a T1w,
+    and where one that lies in no session is there, though only some sessions were asked for.
+    """
+    by_participant: dict[str, list[Case]] = {}
+    for case in cases:
+        by_participant.setdefault(case.participant, []).append(case)
+    over = set()
+    for participant, own in by_participant.items():
+        whole = Case(participant, None, None)
+        note = status_note(out_dir, whole, None)
+        came = all(case.session for case in own) and any(case.t1w for case in own)
+        sessionless = (Path(bids_dir) / f"sub-{participant}" / "anat").glob("*_T1w.nii*")
+        if note and note[0] == FAILED and came and not any(sessionless):
+            _note_path(out_dir, whole, None).unlink(missing_ok=True)
+            over.add(participant)
+    return over
 
 
 def record_begun(out_dir: Path, case: Case, tracer: str | None, run: Mapping[str, Any] | None = None) -> None:
@@ -261,6 +303,11 @@ def _note_paths(out_dir: Path, participant: str | None) -> list[Path]:
     return sorted(p for pattern in patterns for p in (Path(out_dir) / _RECORDS).glob(pattern))
 
 
+def noted_participant(name: str) -> str:
+    """The participant's label in the name of a note, which may be no label of BIDS."""
+    return re.split("_(?:ses|trc)-", name.removeprefix("sub-"))[0]
+
+
 def newest_note(out_dir: Path, participant: str) -> float:
     """When the last note on a participant was written (seconds since the epoch, 0 if there is none)."""
     return max((path.stat().st_mtime for path in _note_paths(out_dir, participant)), default=0.0)
@@ -271,9 +318,12 @@ def status_notes(out_dir: Path, participant: str | None = None) -> list[dict[str
     rows = []
     for path in _note_paths(out_dir, participant):
         try:
-            rows.append(read_json(path))
+            row = read_json(path)
         except ValueError:  # replaced or removed this moment by another process, which rebuilds the table in its turn
             continue
+        # a folder sub-01_old, which is no name of BIDS, has a note that begins as those of sub-01 do
+        if participant is None or row["participant_id"] == f"sub-{participant}":
+            rows.append(row)
     return rows
 
 
@@ -286,7 +336,7 @@ def write_cohort(out_dir: Path, anew: bool = True) -> Path:
     out_dir = Path(out_dir)
     return bring_up_to_date(
         out_dir / output_path("group_regions"),
-        sources=(lambda: _regional_tables(out_dir)) if anew else (lambda: note_times(out_dir)),
+        sources=(lambda: _regional_tables(out_dir)) if anew else (lambda: _tracer_times(out_dir)),
         read=lambda name: _cohort_row(out_dir, name),
         load=lambda path: {_name_of(row): row for row in read_tsv(path)[0]},
         text_of=lambda rows: tsv_text(rows.values(), None if rows else ("participant_id", "session_id", "tracer")),
@@ -302,19 +352,29 @@ def _regional_tables(out_dir: Path) -> dict[str, float]:
     return dict.fromkeys(names, math.inf)
 
 
+def _tracer_times(out_dir: Path) -> dict[str, float]:
+    """Names of the notes on a tracer → when that note was written, or the one on its whole case if that is newer."""
+    times = note_times(out_dir)
+    return {name: max(time, times.get(name.split("_trc-")[0], time)) for name, time in times.items() if "_trc-" in name}
+
+
 def _cohort_row(out_dir: Path, name: str) -> dict[str, str] | None:
-    """A row of the cohort table from the regional table and the measures beside it; None if there is no such table."""
-    entities = dict(part.split("-", 1) for part in name.split("_"))
-    if "trc" not in entities:
+    """A row of the cohort table from the regional table and the measures beside it.
+
+    None if there is no such table, or if it is of an earlier run and the last one failed.
+    """
+    if not (found := _OF_TRACER.fullmatch(name)):
         return None
-    case = Case(entities["sub"], entities.get("ses"), None)
+    participant, session, tracer = found.groups()
+    case = Case(participant, session, None)
     row = {
-        "participant_id": f"sub-{case.participant}",
-        "session_id": f"ses-{case.session}" if case.session else "n/a",
-        "tracer": entities["trc"],
+        "participant_id": f"sub-{participant}",
+        "session_id": f"ses-{session}" if session else "n/a",
+        "tracer": tracer,
     }
-    measures, regions = (out_dir / output_path(kind, case, tracer=entities["trc"]) for kind in ("measures", "regions"))
-    if not regions.exists():
+    measures, regions = (out_dir / output_path(kind, case, tracer=tracer) for kind in ("measures", "regions"))
+    notes = (status_note(out_dir, case, part) for part in (tracer, None))
+    if not regions.exists() or any(note and note[0] == FAILED for note in notes):
         return None
     for table in (measures, regions):
         for values in (read_tsv(table)[0] if table.exists() else [])[:1]:

@@ -65,6 +65,8 @@ def _preprocessed(root: Path, entities: Mapping[str, str]) -> tuple[Path | None,
                 return None, f"{here[0].name} is a link to a file that is not there, the T1w is preprocessed anew."
             continue
         best = max(candidates, key=lambda p: (_agreement(p, entities), p.name))
+        if other := _contradicting(best, entities):
+            return best, f"{best.name} is used, though its {' and '.join(other)} is not the T1w's: check that it fits."
         if len(candidates) > 1:
             return best, f"of {len(candidates)} preprocessed T1w images {best.name} is used."
         if "ses" in entities and "ses" not in entities_of(best):
@@ -75,5 +77,11 @@ def _preprocessed(root: Path, entities: Mapping[str, str]) -> tuple[Path | None,
 
 def _agreement(path: Path, entities: Mapping[str, str]) -> int:
     """Number of entities that a file shares with the image, less those that contradict it."""
+    shared = entities_of(path).keys() & entities.keys() - {"suffix"}
+    return len(shared) - 2 * len(_contradicting(path, entities))
+
+
+def _contradicting(path: Path, entities: Mapping[str, str]) -> list[str]:
+    """Entities that have another label in a file's name than in the image's."""
     own = entities_of(path)
-    return sum(1 if entities[key] == own[key] else -1 for key in own.keys() & entities.keys() - {"suffix"})
+    return sorted(key for key in own.keys() & entities.keys() - {"suffix"} if own[key] != entities[key])

@@ -22,6 +22,7 @@ from bids_petsynth.types import Case
 # Sections of a filter file that fMRIPrep and its relatives know; one file may serve several of them.
 _SECTIONS = frozenset({"t1w", "t2w", "flair", "bold", "sbref", "fmap", "dwi", "asl", "roi", "pet", "fmap_sbref"})
 _POINTERS = (b"/annex/objects/", b"version https://git-lfs")
+_LABEL = re.compile("[A-Za-z0-9+]+")
 
 
 def find_cases(
@@ -32,6 +33,8 @@ def find_cases(
     derivatives: Mapping[str, Path] | None = None,
 ) -> list[Case]:
     """One case per participant and session that has a T1w, sorted; participants without one have a case with a problem.
+
+    So have those whose folder is not named as BIDS asks: no name of an output could be made from it.
 
     Parameters
     ----------
@@ -60,6 +63,9 @@ def find_cases(
     listings: dict[Path, list[Path]] = {}
     cases = []
     for label, by_session in _images(bids_dir, labels, query, "anat", "T1w").items():
+        if not _LABEL.fullmatch(label):
+            cases.append(Case(label, None, None, problem=_misnamed(label)))
+            continue
         chosen = {s: by_session[s] for s in sorted(by_session, key=str) if not wanted or s in wanted}
         if not chosen:
             only = wanted[0] if len(wanted) == 1 else None
@@ -220,6 +226,11 @@ def _is_plain(path: Path) -> bool:
     return own and not {"desc", "space", "echo"} & entities.keys() and entities.get("part", "mag") == "mag"
 
 
+def _misnamed(label: str) -> str:
+    """What to say of a participant whose label would be cut where names of files are taken apart."""
+    return f"sub-{label} is not named as BIDS asks: rename the folder and its files, a label is letters and digits."
+
+
 def _absent(label: str, wanted: Sequence[str], by_session: Mapping[str | None, Any], query: Mapping[str, Any]) -> str:
     """Why a participant has no T1w to work on."""
     passing = " that passes the BIDS filter file" if query else ""
@@ -257,7 +268,7 @@ def _case(
         t1w_date=date.date().isoformat() if date else None,
         derivatives=reusable,
         notes=(*notes, *said, *told),
-        problem=unreadable(t1w),
+        problem=unreadable(reusable.get("preproc_t1w", t1w)),
     )
 
 

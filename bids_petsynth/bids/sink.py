@@ -138,17 +138,28 @@ def hash_key(out_dir: Path) -> str:
 
     A hash of a few values in a file that is shared would give them away to whoever tries all of them; with a key that
     is not shared it does not.
+
+    Raises
+    ------
+    UsageError
+        If the key is there and cannot be read, as one that another user made: hashes would be made without it.
     """
+    path = Path(out_dir) / output_path("hash_key")
     try:
-        return (Path(out_dir) / output_path("hash_key")).read_text(encoding="ascii")
-    except OSError:
+        return path.read_text(encoding="ascii")
+    except FileNotFoundError:
         return ""
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror}): let its owner give the group read access (chmod g+r), "
+            "or use an output folder of your own."
+        ) from None
 
 
 def make_hash_key(out_dir: Path) -> None:
     """Make the key of :func:`hash_key` unless it is there; of tasks that start at once all end with the same."""
     path = Path(out_dir) / output_path("hash_key")
-    if not path.is_file():
+    if not hash_key(out_dir):
         path.parent.mkdir(parents=True, exist_ok=True)
         own = _temporary(path)
         own.write_text(secrets.token_hex(32), encoding="ascii")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,32 @@ def read_tsv(path: Path) -> tuple[list[dict[str, str]], list[str]]:
     Cells are stripped; a row shorter than the header is filled with ``n/a``; columns without a name and empty rows are
     dropped. A table that cannot be read gives no rows and a sentence.
     """
-    warnings: list[str] = []
     try:
-        data = path.read_bytes()
+        return _parsed(path.read_bytes(), path.name)
     except OSError as error:
-        return [], [f"{path.name} cannot be read ({error.strerror})."]
+        return [], [_unreadable(path, error)]
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"{path.name} cannot be read ({error.strerror})."
+
+
+def _parsed(data: bytes, file: str) -> tuple[list[dict[str, str]], list[str]]:
+    """Rows and sentences of :func:`read_tsv` from the bytes of a table."""
+    warnings: list[str] = []
     try:
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
-        warnings.append(f"{path.name} is not UTF-8 and was read as Latin-1: save it as UTF-8.")
+        warnings.append(f"{file} is not UTF-8 and was read as Latin-1: save it as UTF-8.")
     lines = [line for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n") if line.strip()]
     if not lines:
-        return [], [*warnings, f"{path.name} is empty."]
+        return [], [*warnings, f"{file} is empty."]
     header = [name.strip() for name in lines[0].split("\t")]
     if len(header) == 1 and ("," in header[0] or ";" in header[0]):
-        warnings.append(f"{path.name} is not separated by tabs: save it as tab-separated text.")
+        warnings.append(f"{file} is not separated by tabs: save it as tab-separated text.")
     if twice := sorted({name for name in header if name and header.count(name) > 1}):
-        warnings.append(f"{path.name} has more than one column {', '.join(twice)}: the first one is used.")
+        warnings.append(f"{file} has more than one column {', '.join(twice)}: the first one is used.")
     rows, long_rows = [], False
     for line in lines[1:]:
         cells = [cell.strip() for cell in line.split("\t")]
@@ -49,7 +58,7 @@ def read_tsv(path: Path) -> tuple[list[dict[str, str]], list[str]]:
                 row.setdefault(name, cell)
         rows.append(row)
     if long_rows:
-        warnings.append(f"{path.name} has rows with more cells than columns: the surplus cells are ignored.")
+        warnings.append(f"{file} has rows with more cells than columns: the surplus cells are ignored.")
     return rows, warnings
 
 
@@ -102,10 +111,17 @@ def _matching(
 ) -> tuple[list[TableRow], list[str]]:
     """Rows of one table about one participant; in a table ``of_one`` participant, all rows are about that one."""
     name = table.relative_to(bids_dir).as_posix()
-    content, warnings = read_tsv(table)
-    if content and not of_one and "participant_id" not in content[0]:
-        return [], [*warnings, f"{name} has no column participant_id and is ignored."]
-    mine = [row for row in content if of_one or row["participant_id"].removeprefix("sub-") == label]
+    if of_one:
+        mine, warnings = read_tsv(table)
+    else:
+        try:
+            about = table.stat()
+            by_label, said = _by_participant(table, about.st_mtime_ns, about.st_size)
+        except OSError as error:
+            return [], [_unreadable(table, error)]
+        if by_label is None:
+            return [], [*said, f"{name} has no column participant_id and is ignored."]
+        mine, warnings = by_label.get(label, []), list(said)
     kept = [row for row in mine if session is None or _session(row) in (None, session)]
     if mine and not kept:
         warnings.append(f"{name} has rows for sub-{label}, but none for session {session}: they are not used.")
@@ -116,6 +132,24 @@ def _matching(
     wanted = {*kept[0], "MeasurementToolMetadata"}
     columns = {column: text for column, text in dictionary.items() if column in wanted and isinstance(text, Mapping)}
     return [TableRow(name, row, columns, _session(row)) for row in kept], warnings + said
+
+
+@lru_cache(maxsize=512)
+def _by_participant(
+    table: Path, modified_ns: int, size: int
+) -> tuple[Mapping[str, list[dict[str, str]]] | None, tuple[str, ...]]:
+    """Rows of a table by the label of whom they are about, and sentences; None if it has no participant_id.
+
+    A table is parsed once, not for each participant, as long as its time and ``size`` stay; ``OSError`` if it cannot be
+    read.
+    """
+    content, warnings = _parsed(table.read_bytes(), table.name)
+    if content and "participant_id" not in content[0]:
+        return None, tuple(warnings)
+    rows: dict[str, list[dict[str, str]]] = {}
+    for row in content:
+        rows.setdefault(row["participant_id"].removeprefix("sub-"), []).append(row)
+    return rows, tuple(warnings)
 
 
 def _session(row: Mapping[str, str]) -> str | None:

@@ -219,6 +219,7 @@ def run(arguments: argparse.Namespace) -> int:
     from bids_petsynth.workflows.participant import run as run_cases
 
     check_writable(settings.out_dir)
+    _make_work_dir(settings.work_dir)
     write_dataset_files(settings.out_dir, settings.bids_dir, __version__, settings.derivatives)
     with Progress(len(cases) * len(settings.tracers), arguments.verbose > 0) as progress:
         if steps.description_of(settings.model).demonstration:
@@ -274,6 +275,18 @@ def _check(settings: Settings) -> None:
         if not space.is_native:
             for resolution in (REGISTERED_AT, space.resolution):
                 find_template(space.name, resolution)
+
+
+def _make_work_dir(folder: Path | None) -> None:
+    """Make the folder of ``--work-dir`` if need be; ``UsageError`` naming it if that fails."""
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"The work directory {folder} cannot be made ({error.strerror}); choose another with --work-dir."
+        ) from None
 
 
 def _reports_only(labels: list[str] | None, settings: Settings) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Collection, Sequence
@@ -198,10 +199,12 @@ def run(arguments: argparse.Namespace) -> int:
     heads = [head for participant, head in heads if participant not in held]
     references = [reference for reference in references if reference[0] in used]
     training = recipe.training.model_copy(update={"seed": arguments.random_seed})
-    drawn = (*used, *(other for other in recipe.tracers if not is_pet(other)))
-    recipe = recipe.model_copy(update={"name": name, "tracers": drawn, "training": training})
+    drawn = [*used, *(other for other in recipe.tracers if not is_pet(other) and has_sources(other, recipe, inside))]
+    if first and (idle := [name for name in recipe.tracers if not is_pet(name) and name not in drawn]):
+        say(f"{', '.join(idle)}: not trained, because nobody to train on has a scan that the recipe draws it from")
+    recipe = recipe.model_copy(update={"name": name, "tracers": tuple(drawn), "training": training})
     about = describe(inside, outside, recipe, arguments.licence, len(heads), len(references))
-    ground = SiteGround(inside, outside, recipe, about, arguments.command, heads, references)
+    ground = SiteGround(inside, outside, recipe, about, told_command(arguments), heads, references)
     ours = [[stored.identity for stored in people] for people in (inside, outside)]
     alone = [path.name for path in (*heads, *(path for _, path in references))]
     content = [recipe.model_dump(mode="json"), ours, alone, begin and begin.fingerprint]
@@ -231,6 +234,24 @@ def run(arguments: argparse.Namespace) -> int:
     left = sum(row["status"] != "used" for row in rows)
     print(f"Model {folder} written ({len(rows) - left} scans used, {left} left out); read its MODEL_CARD.md.")
     return 0
+
+
+def told_command(arguments: argparse.Namespace) -> str:
+    """The command as the card tells it: what decides how the model turns out, no path and nobody's label."""
+    words = ["bids-petsynth", "BIDS_DIR", "OUTPUT_DIR", "train"]
+    for option in ("recipe", "init_from", "tracer", "time_budget", "held_out", "pet_window", "pet_fwhm", "max_gap"):
+        value = getattr(arguments, option)
+        if value is not None:
+            several = value if isinstance(value, list) else [value]
+            words += [f"--{option.replace('_', '-')}", *(Path(str(one)).name for one in several)]
+    return shlex.join(words)
+
+
+def has_sources(target: str, recipe: Recipe, people: Sequence[Stored]) -> bool:
+    """Whether one of the people has something that the target is drawn from."""
+    spec = recipe.conditioning
+    others = set(spec.sources) - {target}
+    return bool(spec.images) or any(others & {"T1w", *stored.scans, *stored.others} for stored in people)
 
 
 def _paired(arguments: argparse.Namespace, bids_dir: Path, recipe: Recipe) -> tuple[list[Case], list[Pair], list[str]]:

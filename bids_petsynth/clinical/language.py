@@ -7,6 +7,7 @@ from the prompt by ``without``, or the text would tell it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bids_petsynth.clinical.cache import ContentCache, content_key
 from bids_petsynth.clinical.columns import NOTES, ColumnMapping
 from bids_petsynth.clinical.encoders import TextEncoder, load_encoder
-from bids_petsynth.clinical.llm import ChatModel, Endpoint, ReplyError
+from bids_petsynth.clinical.llm import ChatModel, Endpoint, Messages, ReplyError
 from bids_petsynth.clinical.prompts import STYLES, Record, llm_request, notes_text, write_prompt
 from bids_petsynth.clinical.text import is_missing, words
 from bids_petsynth.errors import UsageError
@@ -59,6 +60,8 @@ class TextOptions:
         Where a language model is asked.
     cache
         Folder for replies and vectors.
+    prompts
+        Folder for what comes of asking a language model, failures too: while it lasts, a record has the same prompt.
     """
 
     style: str | None = None
@@ -66,6 +69,7 @@ class TextOptions:
     encoder: str | None = None
     endpoint: Endpoint | None = None
     cache: Path | None = None
+    prompts: Path | None = None
 
     def __post_init__(self) -> None:
         # workers change their folder
@@ -91,7 +95,8 @@ class TextOptions:
     def writer(self, spec: TextSpec, variables: Sequence[str]) -> PromptWriter:
         """Writer of the prompts; errors as in :class:`PromptWriter`."""
         model = ChatModel(self.endpoint, self.kept()) if self.endpoint else None
-        return PromptWriter(self.chosen(spec).style, variables, model)
+        kept = ContentCache(self.prompts) if self.prompts else None
+        return PromptWriter(self.chosen(spec).style, variables, model, kept)
 
     def load_encoder(self, spec: TextSpec, device: str = "cpu", identity: str | None = None) -> TextEncoder:
         """The encoder; errors as in :func:`bids_petsynth.clinical.encoders.load_encoder`."""
@@ -134,6 +139,8 @@ class PromptWriter:
         Those that prompts speak of, by canonical name.
     model
         The chat model that is asked; only for the style ``llm``.
+    kept
+        Where what comes of asking is kept, for writers in other processes, too; None asks each time.
 
     Raises
     ------
@@ -141,7 +148,9 @@ class PromptWriter:
         If there is no such style, or ``llm`` is asked for and no endpoint is named.
     """
 
-    def __init__(self, style: str, variables: Sequence[str], model: ChatModel | None = None):
+    def __init__(
+        self, style: str, variables: Sequence[str], model: ChatModel | None = None, kept: ContentCache | None = None
+    ):
         if style not in STYLES:
             raise UsageError(f"There is no prompt style {style}; choose from {', '.join(STYLES)}.")
         if style == "llm" and model is None:
@@ -149,7 +158,7 @@ class PromptWriter:
                 "The recipe asks for prompts that a language model writes, and none is asked unless you name it: give "
                 "--llm-endpoint and --llm-model, or --prompt template."
             )
-        self.style, self.variables, self._model = style, tuple(variables), model
+        self.style, self.variables, self._model, self._kept = style, tuple(variables), model, kept
 
     def write(self, record: Record, notes: str = "", who: str = "", without: Collection[str] = ()) -> Prompt:
         """The prompt of one record.
@@ -169,13 +178,33 @@ class PromptWriter:
         known = {name: value for name, value in values.items() if value is not None}
         if self.style != "llm":
             return Prompt(write_prompt(self.style, known, self.variables, notes), self.style)
+        found = self._outcome(llm_request(known, self.variables, notes))
+        if "reply" in found:
+            return Prompt(found["reply"], "llm")
+        text = write_prompt("template", known, self.variables, notes)
+        sentence = f"{found['problem']}; the template prompt is used instead, and the next run asks again."
+        sentence = f"{who}: {sentence}" if who else sentence[0].upper() + sentence[1:]
+        return Prompt(text, f"template ({found['kind']})", sentence)
+
+    def _outcome(self, request: Messages) -> dict[str, str]:
+        """What comes of asking, see :meth:`_ask`: what is kept of it, if anything is."""
+        if self._kept is None:
+            return self._ask(request)
+        key = content_key("prompt", json.dumps(request))
+        text = self._kept.get_text(key)
+        if text is None:
+            found = json.dumps(self._ask(request))
+            # of two that ask at the same time, what came first holds for both
+            text = self._kept.get_text(key) or found
+            self._kept.put_text(key, text)
+        return json.loads(text)
+
+    def _ask(self, request: Messages) -> dict[str, str]:
+        """A ``reply``, or the ``kind`` of a ``problem`` and a sentence on it."""
         try:
-            return Prompt(self._model.describe(llm_request(known, self.variables, notes)), "llm")
+            return {"reply": self._model.describe(request)}
         except ReplyError as problem:
-            text = write_prompt("template", known, self.variables, notes)
-            sentence = f"{problem}; the template prompt is used instead, and the next run asks again."
-            sentence = f"{who}: {sentence}" if who else sentence[0].upper() + sentence[1:]
-            return Prompt(text, f"template ({problem.kind})", sentence)
+            return {"kind": problem.kind, "problem": str(problem)}
 
 
 class EncodedText(NamedTuple):

@@ -19,7 +19,7 @@ from bids_petsynth.types import ClinicalRecord
 
 Record = ClinicalRecord | Mapping[str, float]
 STYLES = ("numbers", "template", "llm")
-_SPOKEN = (  # variables, analytes and assays by name
+_SPOKEN = (  # variables, analytes and assays by name; others are called as in the table
     "age=age|sex=sex|education=education|apoe4=APOE ε4 alleles|apoe2=APOE ε2 alleles|mmse=MMSE|moca=MoCA|cdr=CDR|"
     "cdrsb=CDR sum of boxes|adas13=ADAS-Cog13|ptau217=p-tau217|pct_ptau217=p-tau217 percentage|ptau181=p-tau181|"
     "ab42=Aβ42|ab40=Aβ40|ab42_40=Aβ42/40|gfap=GFAP|nfl=NfL|ttau=total tau|"
@@ -139,8 +139,9 @@ def _quantity(variable: Variable, value: float) -> str:
 def _label(variable: Variable, with_assay: bool = True, before: str = "plasma ") -> str:
     """``plasma p-tau217 (Lumipulse)``, ``APOE ε4 alleles``."""
     if not variable.analyte:
-        return _NAMES[variable.name]
-    return before + _NAMES[variable.analyte] + (f" ({_NAMES[variable.assay]})" if with_assay else "")
+        return _NAMES.get(variable.name, variable.name)
+    analyte, assay = (_NAMES.get(name, name) for name in (variable.analyte, variable.assay))
+    return before + analyte + (f" ({assay})" if with_assay else "")
 
 
 def _level(name: str, value: float) -> str:

@@ -41,6 +41,7 @@ def read_record(
     presets: Sequence[str] | None = None,
     scan_date: str | None = None,
     session: str | None = None,
+    several_sessions: bool = False,
 ) -> ClinicalRecord:
     """Read every variable of the table of variables for one person.
 
@@ -56,6 +57,8 @@ def read_record(
         ISO date of the T1w scan, for the interval to the blood draw.
     session
         Session of the T1w scan: rows of other sessions are not used.
+    several_sessions
+        Whether the person has others: an age that is told once for all of them is then warned of.
 
     Returns
     -------
@@ -97,6 +100,11 @@ def read_record(
                     warnings.append(cell.warning)
 
     chosen = {name: _choose(name, readings, warnings) for name in variables()}
+    age = chosen["age"]
+    if several_sessions and age is not None and age.value is not None and used[age.row][1].session is None:
+        warnings.append(
+            f"{age.place}: one age is told for several sessions and used for each; give that of each in sessions.tsv."
+        )
     values = {name: _as_value(name, reading) for name, reading in chosen.items()}
     _add_ratios(values, chosen, readings, warnings)
     plasma = [r for r in chosen.values() if r and r.value is not None and variables()[r.name].kind == "plasma"]
@@ -287,6 +295,6 @@ def _interval_warnings(
         elif abs((drawn - scan).days) > (days := _limit("blood_scan_interval")):
             warnings.append(
                 f"{column.place}: blood was drawn more than {days} days before or after the scan; the "
-                " plasma values are used but may not describe the person at the scan."
+                "plasma values are used but may not describe the person at the scan."
             )
     return warnings

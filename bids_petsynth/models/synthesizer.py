@@ -331,7 +331,7 @@ class Synthesizer:
                     f"The model {self.model.recipe.name} reads texts and no encoder was loaded; install "
                     "bids-petsynth[language]."
                 )
-            notes = getattr(record, "notes", "")
+            notes = str(getattr(record, "notes", "") or record.get("notes") or "")
             text, text_mask = map(torch.from_numpy, self.texts([record], [notes]))
             text_mask = text_mask & (mask.any(1, keepdim=True) | bool(notes))
         of_head = {} if geometry is None else vars(geometry)

@@ -169,11 +169,8 @@ def tracer(name: str) -> Tracer:
 
 
 def canonical(name: str) -> str:
-    """A tracer's name in the table of tracers, or as it is."""
-    try:
-        return tracer(name).name
-    except UsageError:
-        return name
+    """A tracer's name in the table of tracers; ``UsageError`` if the table has no such tracer."""
+    return tracer(name).name
 
 
 @cache

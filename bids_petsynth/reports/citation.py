@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_petsynth.bids.collected import bring_up_to_date
-from bids_petsynth.bids.dataset import note_times
+from bids_petsynth.bids.dataset import note_times, noted_participant
 from bids_petsynth.bids.naming import output_path
 from bids_petsynth.bids.sink import hash_settings, json_text, write_bytes
 from bids_petsynth.bids.tables import read_json
@@ -41,7 +41,7 @@ def write_citation(out_dir: Path, anew: bool) -> None:
     def sources() -> dict[str, float]:
         times: dict[str, float] = {}
         for name, written in note_times(out_dir).items():
-            label = name.split("_")[0].removeprefix("sub-")
+            label = noted_participant(name)
             times[label] = max(written, times.get(label, written))
         return {label: times.get(label, 0.0) for label in participants_of(out_dir)}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bids_petsynth.bids.dataset import FAILED, note_times, status_notes
+from bids_petsynth.bids.dataset import FAILED, note_times, noted_participant, status_notes
 from bids_petsynth.bids.naming import entities_of, natural_order, output_path, sidecar_path
 from bids_petsynth.bids.tables import read_json, read_tsv
 from bids_petsynth.clinical.limits import untold
@@ -148,7 +148,7 @@ def read_participant(out_dir: Path, participant: str) -> list[Scan]:
 
 def participants_of(out_dir: Path) -> list[str]:
     """Labels of all participants that the output folder knows."""
-    known = {name.split("_")[0].removeprefix("sub-") for name in note_times(out_dir)}
+    known = set(map(noted_participant, note_times(out_dir)))
     return sorted(known | {path.name.removeprefix("sub-") for path in out_dir.glob("sub-*") if path.is_dir()})
 
 

@@ -136,7 +136,7 @@ def figures_section(figures: Mapping[str, Mapping[str, float]], simulated: bool)
         for tracer, f in figures.items()
     ]
     return f"""## Figures on held-out {"simulated " if simulated else ""}people
-Regional SUVR over all regions; the baseline predicts every region's mean over the same people.
+Regional SUVR over all regions; the baseline predicts every region's mean over the other people.
 
 | tracer | MAE | baseline | bias | voxel r | cortex, negative: true / synthetic | positive: the same | people |
 |---|---|---|---|---|---|---|---|

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` make a file beside ``path``, flush it to disk, and put it in place."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Let ``write`` make a file beside ``path``, flush it to disk, and put it in place; for one process alone."""
+    # one name: what a kill leaves is written over by the next
+    beside = path.with_name(f".{path.name}.part")
     write(beside)
     with beside.open("rb+") as file:
         os.fsync(file.fileno())

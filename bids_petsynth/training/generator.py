@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from bids_petsynth.clinical.language import TextReader, TextSpec
+from bids_petsynth.clinical.language import TextReader
 from bids_petsynth.errors import UsageError
 from bids_petsynth.models.autoencoder import Autoencoder, build_space
 from bids_petsynth.models.conditioning import fit_standardisation, is_pet, record_matrix
@@ -131,6 +131,21 @@ def build_model(recipe: Recipe, pool: Pool, ground: Ground, space: torch.nn.Modu
     )
 
 
+#: How prompts are written and read, what is withheld, the sampler, how other parts than the denoiser are trained.
+_NOT_BUILT_BY = {
+    "conditioning": {
+        "drop_variable": True,
+        "drop_group": True,
+        "drop_record": True,
+        "drop_source": True,
+        "text": {"style", "encoder"},
+    },
+    "process": {"solver", "sampler", "steps", "eta", "guidance"},
+    "regional": {"steps", "people", "training_steps", "batch", "rate"},
+    "space": {"training_steps", "rate", "batch", "kl", "adversarial"},
+}
+
+
 def check_start(recipe: Recipe, other: Model, folder: Path, text_encoder: str | None = None) -> None:
     """Raise UsageError if a training of ``recipe`` cannot begin with ``other``, the model in ``folder``.
 
@@ -138,7 +153,7 @@ def check_start(recipe: Recipe, other: Model, folder: Path, text_encoder: str | 
     """
     parts = ("grid", "space", "process", "regional", "network", "conditioning", "normalisation")
     one, its = _as_built(recipe), _as_built(other.recipe)
-    differ = [part for part in parts if getattr(one, part) != getattr(its, part)]
+    differ = [part for part in parts if one[part] != its[part]]
     if bool(recipe.losses.alignment) != bool(other.recipe.losses.alignment):
         differ.append("losses.alignment")
     if differ:
@@ -153,11 +168,9 @@ def check_start(recipe: Recipe, other: Model, folder: Path, text_encoder: str | 
         )
 
 
-def _as_built(recipe: Recipe) -> Recipe:
-    """The recipe without how its prompts are written and the name of its encoder, which change no network."""
-    spec = recipe.conditioning
-    text = spec.text and TextSpec(tokens=spec.text.tokens, width=spec.text.width)
-    return recipe.model_copy(update={"conditioning": spec.model_copy(update={"text": text})})
+def _as_built(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's tables without what changes neither a network nor what it is asked for."""
+    return recipe.model_dump(mode="json", exclude=_NOT_BUILT_BY)
 
 
 def start_from(model: Model, other: Model) -> Model:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # the labelling networks train where torch is, without the re
 
     from bids_petsynth.models.recipe import TrainingSpec
 
+#: What the minutes of a training are told by, in seconds.
+clock: Callable[[], float] = time.monotonic
 #: Seconds between two lines of progress.
 SAY_EVERY = 30.0
 #: Columns of ``log.csv``.
@@ -185,24 +187,24 @@ class Loop:
             If :data:`MOST_SKIPPED` steps in a row have no finite loss and gradient.
         """
         next_pause = self.state.elapsed + 60 * pause_minutes
-        clock = time.monotonic()
+        last = clock()
         while self.fraction < 1:
             loss = self._step()
             self.state.losses += [loss] if math.isfinite(loss) else []
-            now = time.monotonic()
-            self.state.elapsed = self._agreed(self.state.elapsed + now - clock)
-            clock = now
+            now = clock()
+            self.state.elapsed = self._agreed(self.state.elapsed + now - last)
+            last = now
             if self.state.step % every == 0 or self.fraction >= 1:
                 self._log(report)
                 self.state.losses.clear()
             if self.state.elapsed >= next_pause or self.fraction >= 1:
                 self._pause(pause)
                 next_pause = self.state.elapsed + 60 * pause_minutes
-                clock = time.monotonic()
+                last = clock()
         if self._board is not None:
             self._board.close()
             self._board = None
-        if self.spec.patience and (self.folder / "best.safetensors").exists():
+        if self.spec.patience and self.state.best is not None:
             from safetensors.torch import load_file
 
             self.ema.load_state_dict(load_file(self.folder / "best.safetensors"))
@@ -234,15 +236,19 @@ class Loop:
         full = self._whole_batch(self.loss, self.net)
         rate = learning_rate(self.spec, self.state.step, self.fraction)
         moved = self._move(self.net, self.optimiser, rate, full)
+        whose = "" if moved else "the loss or its gradient"
         if moved and self.critic is not None:
             its = self._whole_batch(self.critic.loss, self.critic.net)
             critic_rate = rate / self.spec.rate * self.critic.rate
-            moved = self._move(self.critic.net, self.critic_optimiser, critic_rate, its)
+            if not self._move(self.critic.net, self.critic_optimiser, critic_rate, its):
+                whose = "the critic's loss or its gradient"
         self.state.step += 1
+        if whose:
+            self._skip(whose)
+        else:
+            self.state.in_row = 0
         if not moved:
-            self._skip()
             return math.nan
-        self.state.in_row = 0
         keep = min(self.spec.ema, self.state.step / (self.state.step + 10))
         with torch.no_grad():
             for average, value in zip(self.ema.state_dict().values(), self.net.state_dict().values(), strict=True):
@@ -250,19 +256,19 @@ class Loop:
                     average.lerp_(value, 1 - keep)
         return full
 
-    def _skip(self) -> None:
-        """Count a step that was not taken, and say so."""
+    def _skip(self, whose: str) -> None:
+        """Count a step that was not taken, of the network or of its critic, and say so."""
         state = self.state
         state.skipped, state.in_row = state.skipped + 1, state.in_row + 1
         if state.in_row >= MOST_SKIPPED:
             raise TrainingError(
-                f"{self.phase}: the loss or its gradient was not finite in {state.in_row} steps in a row, the last one "
+                f"{self.phase}: {whose} was not finite in {state.in_row} steps in a row, the last one "
                 f"step {state.step}; lower the learning rate (`rate`) of that phase in the recipe or raise `warmup`, "
                 "and look through the scans for wrong intensities."
             )
         if self.first:
             print(
-                f"{self.phase}: the loss or its gradient at step {state.step} was not finite; the step was skipped "
+                f"{self.phase}: {whose} at step {state.step} was not finite; the step was skipped "
                 f"({state.skipped} so far).",
                 file=sys.stderr,
                 flush=True,
@@ -276,7 +282,10 @@ class Loop:
                 return self._summed(value)
             most = math.ceil(self.spec.batch / self._world)
             if self.state.parts >= most:
-                raise trouble or MemoryError("another process ran out of memory with a single example")
+                raise TrainingError(
+                    f"{self.phase}: memory does not hold a single example of a step; make `grid` or `network.channels` "
+                    "in the recipe smaller, or train on a GPU with more memory."
+                ) from trouble
             self.state.parts = min(2 * self.state.parts, most)
             net.zero_grad(set_to_none=True)
             gc.collect()

@@ -55,20 +55,6 @@ def ssim(a: Tensor, b: Tensor, data_range: float | Tensor, sigma: float = 1.5) -
     return (level * (2 * (product - mean_a * mean_b) + c2) / (variances + c2)).flatten(1).mean(1)
 
 
-def l1_ssim(prediction: Tensor, target: Tensor, weights: Tensor | None = None, *, data_range: float | Tensor) -> Tensor:
-    """``mean(w · |prediction − target|) + 1 − SSIM`` per example ``(N,)``, the first term in the images' unit.
-
-    Weights ``(N, 1 or C, …)`` act on the first term alone. Source: PASTA (Li et al., arXiv:2405.16942).
-    """
-    similarity = ssim(prediction, target, data_range)
-    error = (prediction - target).abs()
-    if weights is not None:
-        if weights.ndim != error.ndim or weights.shape[2:] != error.shape[2:]:
-            raise ValueError(f"weights of {tuple(weights.shape)} do not fit images of {tuple(error.shape)}")
-        error = error * weights
-    return error.flatten(1).mean(1) + 1 - similarity
-
-
 def laplacian_pyramid(x: Tensor, levels: int) -> list[Tensor]:
     """``levels`` images of detail, the finest first, and the coarse image that is left: ``P_l − up(down(P_l))``.
 

@@ -233,6 +233,10 @@ def dseg_codes(classes: np.ndarray, grid: Grid) -> np.ndarray:
     return sided_codes(np.where(classes < n_classes(), classes, 0), x, z, 1.0)
 
 
+#: People that a :class:`Pool` keeps in memory; each takes about 12 MB. Others are made anew when they are drawn.
+MOST_KEPT = 500
+
+
 @dataclass(frozen=True)
 class Batch:
     """N examples: ``t1w (N, X, Y, Z)``, ``labels (N, C, …)``, ``latents (N, c, x, y, z)``, records and targets' names.
@@ -319,6 +323,9 @@ class Pool:
         if number not in self._kept:
             coming = self._coming.pop(number, None)
             self._kept[number] = self._made(number) if coming is None else coming.result()
+        self._kept.move_to_end(number)
+        while len(self._kept) > MOST_KEPT:
+            self._kept.popitem(last=False)
         return self._kept[number]
 
     @torch.no_grad()

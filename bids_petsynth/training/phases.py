@@ -113,16 +113,19 @@ def choose_style(recipe: Recipe, vgg19: Path | None, device: str) -> Style:
 
 
 def styled(ground: Ground, transfer: Style) -> Callable[[int], TrainingCase]:
-    """Number → case whose scans are its T1w in the style of another case's scan of the same tracer.
+    """Number → case whose scans are its T1w in the style of another person's scan of the same tracer.
 
     Heads without any PET take part, too (``ground.unpaired``), in turn with the others, and so does, every third time,
     PET without a T1w (``ground.references``) of a tracer that the other case has, as bright as its scan.
     """
 
     def make(number: int) -> TrainingCase:
-        other = ground.case(number + 1)
-        alone = ground.unpaired
-        case = alone[number // 2 % len(alone)]() if alone and number % 2 else ground.case(number)
+        alone, people = ground.unpaired, ground.pool[0]
+        place = number // 2 if alone else number
+        case = alone[place % len(alone)]() if alone and number % 2 else ground.case(place)
+        # a turn later another partner; the next in line may be another session of the same person
+        partners = (ground.case(place + 1 + place // people + more) for more in range(people))
+        other = next((partner for partner in partners if partner.head != case.head), case)
         brain, its = ((c.measured > 0).numpy() for c in (case, other))
         styles = {tracer: (scan.numpy(), its) for tracer, scan in other.pet.items()}
         fitting = [(tracer, read) for tracer, read in ground.references if tracer in styles]

@@ -13,11 +13,12 @@ import numpy as np
 
 from bids_petsynth.anatomy.segmentation import weights_hash
 from bids_petsynth.bids.pets import Pair, preference, surplus
-from bids_petsynth.bids.sink import hash_file, hash_settings
+from bids_petsynth.bids.sink import hash_file, hash_settings, write_bytes
 from bids_petsynth.errors import InputError, PetsynthError
 from bids_petsynth.models.recipe import Recipe
 from bids_petsynth.pet.quantification import quantify
 from bids_petsynth.pet.tracers import tracer as tracer_named
+from bids_petsynth.tables import code_hash
 from bids_petsynth.training.real import Stored, load_alone, load_scan, store_alone, store_head, store_scan
 from bids_petsynth.types import Anatomy, Case, ClinicalRecord, Grid, OtherScan, PetScan
 
@@ -237,7 +238,7 @@ def _scan(pair: Pair, anatomy: Anatomy, how: Preparation) -> tuple[Path, dict[st
 def _write_figures(path: Path, quality: Mapping[str, float], notes: Sequence[str]) -> None:
     """Keep a scan's figures of quality beside it."""
     figures = {name: round(float(value), 3) for name, value in quality.items()} | {"notes": " ".join(notes)}
-    path.with_suffix(".json").write_text(json.dumps(figures))
+    write_bytes(path.with_suffix(".json"), json.dumps(figures).encode())
 
 
 def _figures(path: Path) -> dict[str, object]:
@@ -249,7 +250,7 @@ def _pictured(path: Path, draw: Callable[[], bytes]) -> dict[str, object]:
     """What a row says of the picture beside a prepared scan, which is drawn unless it is kept."""
     picture = path.with_suffix(".jpg")
     if not picture.is_file():
-        picture.write_bytes(draw())
+        write_bytes(picture, draw())
     return {"picture": f"{path.parent.name}/{picture.name}"}
 
 
@@ -292,7 +293,8 @@ def other_path(scan: OtherScan, affine: np.ndarray, how: Preparation) -> Path:
 
 
 def _kept(folder: Path, label: str, made_of: list[object]) -> Path:
-    return folder / f"{label}_{hash_settings(made_of)[:12]}.npz"
+    """A name that changes with what a file is made of, and with the code that makes it."""
+    return folder / f"{label}_{hash_settings([*made_of, code_hash('anatomy', 'pet')])[:12]}.npz"
 
 
 def _placement(affine: np.ndarray) -> list[object]:

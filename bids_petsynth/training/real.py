@@ -7,7 +7,6 @@ kept in a work folder under a name that changes with the scan, so that a run goe
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from bids_petsynth.bids.sink import write_atomically
 from bids_petsynth.models.regional import Geometry, regional_means
 from bids_petsynth.pet.tracers import default_cutoff
 from bids_petsynth.training.augment import chance
@@ -109,11 +109,7 @@ def load_alone(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _write(path: Path, **arrays: np.ndarray) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # another process may be writing the same file
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part.npz")
-    np.savez(part, **arrays)
-    part.replace(path)
+    write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
 def load_case(stored: Stored) -> TrainingCase:
@@ -133,6 +129,19 @@ def load_case(stored: Stored) -> TrainingCase:
         {tracer: load_scan(path) for tracer, path in stored.scans.items()},
         others={modality: load_scan(path) for modality, path in stored.others.items()},
     )
+
+
+@dataclass(frozen=True)
+class OnDisk(Sequence[TrainingCase]):
+    """Cases that are loaded each time they are asked for: hundreds would fill the memory."""
+
+    stored: Sequence[Stored]
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, place):
+        return OnDisk(self.stored[place]) if isinstance(place, slice) else load_case(self.stored[place])
 
 
 def varied(case: TrainingCase, rng: Generator) -> TrainingCase:

@@ -13,8 +13,8 @@ from bids_petsynth.models.recipe import Recipe
 from bids_petsynth.pet.quantification import quantify, suvr_rows
 from bids_petsynth.pet.tracers import default_cutoff
 from bids_petsynth.pet.tracers import tracer as tracer_named
-from bids_petsynth.training.pairs import Record, TrainingCase
-from bids_petsynth.training.real import Stored, case_maker, load_alone, load_case, regional_people
+from bids_petsynth.training.pairs import MOST_KEPT, Record, TrainingCase
+from bids_petsynth.training.real import OnDisk, Stored, case_maker, load_alone, load_case, regional_people
 from bids_petsynth.training.regional import RegionalPeople
 from bids_petsynth.types import Grid
 
@@ -22,8 +22,8 @@ STANDING = """\
 This model was trained on a site's own scans. Whoever shares it must be allowed to: weights can hold traces of the
 people they were trained on. It knows the scanners, tracers, assays and people below and no others. Research only; not
 a medical device."""
-#: Cases that are kept in memory where there are not more people; each takes about 12 MB.
-MOST_POOLED = 500
+#: People of a group below which the card tells their number alone: sexes and loads would be those of persons.
+LEAST_TOLD = 5
 FIGURES_NOTE = "Held-out people are of the same site: figures elsewhere may be worse."
 
 
@@ -51,8 +51,8 @@ class SiteGround:
     @property
     def pool(self) -> tuple[int, int, int]:
         people = len(self.people_in)
-        # of many people another varied copy of each would double the memory and hardly teach more
-        return people, max(people, min(2 * people, MOST_POOLED)), self.recipe.training.refresh
+        # of many people another varied copy of each would hardly teach more, and be read from disk again and again
+        return people, max(people, min(2 * people, MOST_KEPT)), self.recipe.training.refresh
 
     @cached_property
     def _maker(self) -> Callable[[int], TrainingCase]:
@@ -78,8 +78,8 @@ class SiteGround:
     def held_people(self) -> RegionalPeople:
         return regional_people(self.people_out, self.recipe.tracers, self.recipe.grid.voxel_size)
 
-    def held_cases(self, n: int | None = None) -> list[TrainingCase]:
-        return [load_case(stored) for stored in self.people_out[:n]]
+    def held_cases(self, n: int | None = None) -> Sequence[TrainingCase]:
+        return OnDisk(self.people_out[:n])
 
     def texture_cases(self) -> Iterator[TrainingCase]:
         return map(load_case, self.people_out)
@@ -134,6 +134,8 @@ def describe(
         scans = {name: sum(name in one for one in there) for name in counted}
         scans = {name: n for name, n in scans.items() if n or name in recipe.tracers}
         parts = [f"{count} people", ", ".join(f"{n} {tracer} scans" for tracer, n in scans.items())]
+        if count < LEAST_TOLD:
+            return "; ".join((*parts, "of fewer than five people no more is told"))
         ages = [stored.record["age"] for stored in people if "age" in stored.record]
         sexes = [stored.record["sex"] for stored in people if "sex" in stored.record]
         loads = [stored.centiloid for stored in people if stored.centiloid is not None]

@@ -254,9 +254,23 @@ class HeldOut:
         What the card says of the two.
     """
 
-    watched: list[TrainingCase]
-    reported: list[TrainingCase]
+    watched: Sequence[TrainingCase]
+    reported: Sequence[TrainingCase]
     note: str = ""
+
+
+@dataclass(frozen=True)
+class _Chosen(Sequence[TrainingCase]):
+    """Some of the cases, which may be loaded each time."""
+
+    cases: Sequence[TrainingCase]
+    places: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, place):
+        return self.cases[self.places[place]]
 
 
 def share_held_out(cases: Sequence[TrainingCase], patience: int) -> HeldOut:
@@ -266,19 +280,20 @@ def share_held_out(cases: Sequence[TrainingCase], patience: int) -> HeldOut:
     (:data:`LEAST_TO_SHARE`): figures of those whom the weights were chosen by are too good. People, or heads that
     simulated people share, stay whole.
     """
-    people = list(dict.fromkeys(case.head for case in cases))
+    heads = [case.head for case in cases]
+    people = list(dict.fromkeys(heads))
     if not patience:
-        return HeldOut(list(cases[:WATCHED_CASES]), list(cases))
+        return HeldOut(cases[:WATCHED_CASES], cases)
     if len(people) < LEAST_TO_SHARE:
         note = (
             f"When training stopped was decided by these same {len(people)} people, too few to be shared, so the "
             "figures are a little too good."
         )
         # every one is drawn at each validation
-        return HeldOut(list(cases[:: -(-len(cases) // STOPPING_PEOPLE) or 1]), list(cases), note)
+        return HeldOut(cases[:: -(-len(cases) // STOPPING_PEOPLE) or 1], cases, note)
     stopping = set(people[1 :: max(2, -(-len(people) // STOPPING_PEOPLE))])
-    watched = [case for case in cases if case.head in stopping]
-    reported = [case for case in cases if case.head not in stopping]
+    watched = [case for case, head in zip(cases, heads, strict=True) if head in stopping]
+    reported = _Chosen(cases, tuple(place for place, head in enumerate(heads) if head not in stopping))
     note = (
         f"They are of {len(people) - len(stopping)} people; {len(stopping)} other held-out people decided when "
         "training stopped."
@@ -308,22 +323,26 @@ def evaluate_others(
     return figures
 
 
+def _error_of_others_mean(suvr: np.ndarray) -> float:
+    """Mean absolute error of the other people's mean as a predictor of ``(N, R)``; NaN for one person."""
+    n = len(suvr)
+    # what one is off the mean of all n is (n - 1) / n of what one is off that of the others
+    return float(np.abs(suvr - suvr.mean(0)).mean() * n / (n - 1)) if n > 1 else float("nan")
+
+
 def evaluate(
     synthesizer: Synthesizer, cases: Sequence[TrainingCase], n_draws: int, voxel_size: float
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Figures per tracer on cases that were not trained on, and the spread factor of each tracer.
 
-    Figures: mean absolute error and bias of regional SUVR (mean over draws), the error of the mean over all cases as a
-    predictor, cortical SUVR of negative and positive cases, true and synthetic, voxel correlation in the brain. Tracers
-    that no case was scanned with are left out.
+    Figures: mean absolute error and bias of regional SUVR (mean over draws), the error of the mean over the other
+    cases as a predictor, cortical SUVR of several negative and positive cases, true and synthetic, voxel correlation in
+    the brain. Tracers that no case was scanned with are left out.
     """
     figures, spread = {}, {}
     for tracer in synthesizer.tracers:
-        truth, drawn, composite, correlation = [], [], [], []
-        scanned = [case for case in cases if tracer in case.pet]
-        if not scanned:
-            continue
-        for number, case in enumerate(scanned):
+        truth, drawn, composite, correlation, loads = [], [], [], [], []
+        for number, case in enumerate(case for case in cases if tracer in case.pet):
             volumes = in_suvr(synthesizer.sample(*asked(case, tracer, n_draws, number)), case, tracer, voxel_size)
             classes, scan = case.measured.numpy(), case.pet[tracer].numpy()
             means, true = region_means(volumes, classes)[:, 1:], region_means(scan[None], classes)[:, 1:]
@@ -333,20 +352,22 @@ def evaluate(
             composite.append([cortex(np.pad(v, pad), classes).mean() for v in (true, means)])
             brain = in_brain(classes)
             correlation.append(np.corrcoef(volumes.mean(0)[brain], scan[brain])[0, 1])
-        y, d, both = np.stack(truth), np.stack(drawn), np.array(composite)
-        load = np.array([case.truth.get("centiloid", np.nan) for case in scanned])
+            loads.append(case.truth.get("centiloid", np.nan))
+        if not truth:
+            continue
+        y, d, both, load = np.stack(truth), np.stack(drawn), np.array(composite), np.array(loads)
         spread[tracer] = spread_factor(y, d)
         error = d.mean(1) - y
         known = np.isfinite(y).all(0)
         row = {
-            "people": len(scanned),
+            "people": len(y),
             "mae": float(np.nanmean(np.abs(error))),
             "bias": float(np.nanmean(error)),
-            "mae_of_mean": float(np.nanmean(np.abs(y[:, known].mean(0) - y[:, known]))),
+            "mae_of_mean": _error_of_others_mean(y[:, known]),
             "voxel_r": float(np.mean(correlation)),
         }
         for name, group in (("negative", load <= 50), ("positive", load > 50)):
-            if group.any():
+            if group.sum() > 1:  # a single person's value would be no mean
                 row |= {f"true_{name}": float(both[group, 0].mean()), f"synthetic_{name}": float(both[group, 1].mean())}
         figures[tracer] = row
     return figures, spread

@@ -96,7 +96,10 @@ def classify(case: Case, record: ClinicalRecord, settings: Settings) -> bool:
     except (KeyError, ValueError):
         raise InputError(f"{case.label}: regional tables cannot be read; remove its outputs, run again.") from None
     if x.isna().all(axis=None):
-        raise InputError(f"{case.label}: has no value that the classifier takes; its probability was not computed.")
+        raise InputError(
+            f"{case.label}: has no value that the classifier takes, so no probability is computed; "
+            "add one to the dataset's tables."
+        )
     own, balanced = (p[0] for p in (classifier.probability(x.to_numpy()), classifier.balanced(x.to_numpy())))
     rows = [
         {"class": name, "probability": float(p), "probability_equal_shares": float(q), "training_share": float(share)}

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_petsynth.bids.naming import output_path
-from bids_petsynth.bids.pets import Pair
+from bids_petsynth.bids.pets import Pair, preference, surplus
 from bids_petsynth.bids.sink import hash_file, hash_settings, json_text, write_atomically, write_bytes
 from bids_petsynth.errors import PetsynthError
 from bids_petsynth.evaluation.comparison import Comparison, as_json, compare, from_json
@@ -92,19 +92,14 @@ def jobs(scans: Sequence[Scan], pairs: Sequence[Pair], **settings) -> tuple[list
             continue
         key = (pair.case.participant, pair.case.session, pair.pet.tracer)
         if key not in done:
-            left.append((pair, f"there is no synthetic {pair.pet.tracer} of {pair.case.label}"))
+            lacking = f"there is no synthetic {pair.pet.tracer} of {pair.case.label}"
+            left.append((pair, f"{lacking}: run participant with --tracer {pair.pet.tracer}"))
         elif key in best:
-            near, far = sorted((best[key], pair), key=_distance)
-            best[key] = near
-            left.append((far, f"{near.pet.path.name} is nearer to the T1w in time"))
+            best[key], other = sorted((best[key], pair), key=preference)
+            left.append((other, surplus(best[key], other)))
         else:
             best[key] = pair
     return [Job(*done[key], pair, **settings) for key, pair in sorted(best.items(), key=lambda i: str(i[0]))], left
-
-
-def _distance(pair: Pair) -> tuple[bool, float, str]:
-    same = pair.case.session == pair.pet.session
-    return not same, float("inf") if pair.gap_days is None else pair.gap_days, pair.pet.path.name
 
 
 def run_all(todo: Sequence[Job], nprocs: int, say: Callable[[str], None]) -> list[Outcome]:

@@ -54,6 +54,8 @@ class AnalyseHead(SimpleInterface):
 
         def work() -> None:
             head = steps.anatomy(case, settings, self.inputs.input_hash, self.inputs.write)
+            if not self.inputs.alone:
+                steps.ask(case, settings)
             self._results["warps"] = steps.warps(head, settings, Path(runtime.cwd))
             self._results["head_file"] = str(store_head(head, Path(runtime.cwd) / "head.npz"))
 

@@ -7,14 +7,16 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bids_petsynth.bids.dataset import (
     DONE,
     FAILED,
     ended_note,
+    forget_sessionless,
     record_begun,
     record_status,
     status_note,
@@ -201,7 +203,7 @@ def run(cases: Sequence[Case], settings: Settings, told: Callable[[Outcome], Non
     make_hash_key(settings.out_dir)
     about = run_metadata(settings.command, settings.seed)
     outcomes: list[Outcome] = []
-    unreported: set[str] = set()
+    unreported = forget_sessionless(settings.out_dir, settings.bids_dir, cases)
 
     def tell(case: Case, tracer: str | None, status: str, reason: str = "") -> None:
         outcomes.append(Outcome(case, tracer, status, reason))
@@ -240,18 +242,24 @@ def run(cases: Sequence[Case], settings: Settings, told: Callable[[Outcome], Non
     at_once = settings.nprocs // settings.omp_nthreads
     plugin = settings.plugin or ("MultiProc" if at_once > 1 and len(jobs) > 1 else "Linear")
     size = {"Linear": 1, "MultiProc": 4 * at_once, "SLURM": 200}[plugin]
-    for start in range(0, len(jobs), size):
-        if stop():
-            break
-        batch = jobs[start : start + size]
-        reason = _run_batch(batch, settings, plugin, tell)
-        for job in batch if plugin == "MultiProc" else []:
-            if any(ended_note(settings.out_dir, job.case, part) is None for part in job.parts):
-                reason = _run_batch([job], settings, plugin, tell)
-        for job in batch:
-            for part in job.parts:
-                if ended_note(settings.out_dir, job.case, part) is None:
-                    fail(job.case, part, f"{job.case.label}: {reason}")
+    with _with_prompts(settings) as own:
+        for start in range(0, len(jobs), size):
+            if stop():
+                break
+            batch = jobs[start : start + size]
+            reason = _run_batch(batch, own, plugin, tell)
+            for job in batch if plugin == "MultiProc" else []:
+                if lost := [part for part in job.parts if ended_note(settings.out_dir, job.case, part) is None]:
+                    again = replace(job, tracers=tuple(filter(None, lost)))
+                    reason = _run_batch([again], own, plugin, tell)
+            known = {(outcome.case.label, outcome.tracer) for outcome in outcomes}
+            for job in batch:
+                for part in job.parts:
+                    note = ended_note(settings.out_dir, job.case, part)
+                    if note is None:
+                        fail(job.case, part, f"{job.case.label}: {reason}")
+                    elif (job.case.label, part) not in known:  # its worker was lost when all was written
+                        tell(job.case, part, *note)
     # of what was up to date, the probabilities may be those of another classifier
     worked = {job.case.label for job in jobs}
     for case in cases:
@@ -274,13 +282,7 @@ def _run_batch(jobs: list[Job], settings: Settings, plugin: str, tell: Callable[
 
     from bids_petsynth.workflows.workers import QUIET, configured
 
-    try:
-        base = Path(tempfile.mkdtemp(prefix="petsynth_", dir=settings.work_dir))
-    except OSError as error:
-        raise UsageError(
-            f"The work directory {settings.work_dir or 'of the system (TMPDIR)'} cannot be written to "
-            f"({error.strerror}); choose another with --work-dir."
-        ) from None
+    base = _temporary(settings.work_dir)
     execution = {
         "crashdump_dir": str(base),
         "crashfile_format": "txt",
@@ -323,6 +325,30 @@ def _run_batch(jobs: list[Job], settings: Settings, plugin: str, tell: Callable[
     finally:
         shutil.rmtree(base, ignore_errors=True)
     return reason
+
+
+def _temporary(work_dir: Path | None) -> Path:
+    """A new folder in the work directory that only its owner may read."""
+    try:
+        return Path(tempfile.mkdtemp(prefix="petsynth_", dir=work_dir))
+    except OSError as error:
+        raise UsageError(
+            f"The work directory {work_dir or 'of the system (TMPDIR)'} cannot be written to "
+            f"({error.strerror}); choose another with --work-dir."
+        ) from None
+
+
+@contextmanager
+def _with_prompts(settings: Settings) -> Iterator[Settings]:
+    """The settings with a folder in which this run keeps what comes of asking a language model, if one is asked."""
+    if settings.texts is None or settings.texts.endpoint is None:
+        yield settings
+        return
+    folder = _temporary(settings.work_dir)
+    try:
+        yield replace(settings, texts=replace(settings.texts, prompts=folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _plugin(name: str, settings: Settings, finished: Callable[..., None]):

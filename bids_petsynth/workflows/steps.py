@@ -53,16 +53,25 @@ def record_of(case: Case, settings: Settings) -> ClinicalRecord:
     """The clinical record of a case from the dataset's tables, warnings of the reading included."""
     rows, warnings = dataset_rows(settings.bids_dir, case.participant, case.session)
     mapping = read_mapping(settings.mapping) if settings.mapping else None
-    record = read_record(rows, mapping, scan_date=case.t1w_date, session=case.session)
+    sessions = list((settings.bids_dir / f"sub-{case.participant}").glob("ses-*")) if case.session else []
+    record = read_record(
+        rows, mapping, scan_date=case.t1w_date, session=case.session, several_sessions=len(sessions) > 1
+    )
     columns = settings.texts.notes_columns if settings.texts else ()
     notes = read_notes(rows, case.participant, case.session, columns, mapping)
     return replace(record, warnings=(*warnings, *record.warnings), notes=notes)
 
 
 def pets_hash(case: Case) -> list[str]:
-    """Hashes of the real scans that a case brings along beside its T1w."""
-    pets = [hash_file(pet.path) + hash_settings(dict(pet.sidecar)) for pet in case.pets]
-    return [*pets, *(scan.modality + hash_file(scan.path) for scan in case.others)]
+    """Hashes of the real scans that a case brings along beside its T1w.
+
+    Raises
+    ------
+    InputError
+        If one of them cannot be read.
+    """
+    pets = [_hash_of(pet.path, case) + hash_settings(dict(pet.sidecar)) for pet in case.pets]
+    return [*pets, *(scan.modality + _hash_of(scan.path, case) for scan in case.others)]
 
 
 def scan_hash(case: Case) -> str:
@@ -74,12 +83,16 @@ def scan_hash(case: Case) -> str:
         If one of them cannot be read.
     """
     files = [case.derivatives.get("preproc_t1w", case.t1w), case.derivatives.get("brain_mask")]
+    return hash_settings([_hash_of(file, case) for file in files if file])
+
+
+def _hash_of(file: Path, case: Case) -> str:
+    """Hash of an image's content; ``InputError`` if it cannot be read."""
     try:
-        return hash_settings([hash_file(file) for file in files if file])
+        return hash_file(file)
     except OSError as error:
         raise InputError(
-            f"{case.label}: {Path(error.filename or case.t1w).name} cannot be read ({error.strerror}); "
-            "check the link or the permissions."
+            f"{case.label}: {file.name} cannot be read ({error.strerror}); check the link or the permissions."
         ) from None
 
 
@@ -123,6 +136,14 @@ def anatomy(case: Case, settings: Settings, input_hash: str, write: bool) -> Ana
     if write:
         write_anatomy(anatomy_sink(settings, input_hash), case, head, settings)
     return head.anatomy
+
+
+def ask(case: Case, settings: Settings) -> None:
+    """Ask for the prompt of a case where a language model writes it: once, for all tracers and nodes of the run."""
+    texts = model_of(settings.model, settings.device, settings.texts).generator.texts
+    if texts is not None and texts.style == "llm":
+        record = record_of(case, settings)
+        texts.prompt(record, record.notes)
 
 
 def warps(head: Anatomy, settings: Settings, folder: Path) -> dict[str, list[str]]:
@@ -203,6 +224,9 @@ def outputs(
             spread, _ = into_template(std, affine, space.name, space.resolution, files)
             templates[space] = (there, spread, where)
     paths, sink = [scan.path for scan in given], pet_sink(settings, input_hash, tracer)
+    if generator.texts and generator.texts.prompt(record, record.notes).warning:
+        # not made as the settings ask, and so not up to date: the next run asks again
+        sink = replace(sink, settings_hash="")
     if is_pet(tracer):
         write_pet(sink, case, pet, settings, templates, paths)
         return

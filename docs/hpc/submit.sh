@@ -5,6 +5,7 @@
 #
 # BIDS_DIR, OUT_DIR  dataset and output folder, both on storage that every node sees
 # OPTIONS            options of `participant`, such as "--tracer AV45 FDG"
+# GROUP_OPTIONS      options of `group`, such as "--model FOLDER --diagnosis COLUMN"
 # PETSYNTH           how the program is called (default: bids-petsynth), such as
 #                    "apptainer run --nv --cleanenv --containall -B /data petsynth.sif"
 # CHUNK              participants per task (default: 1); more where the scheduler limits the number of tasks
