@@ -129,14 +129,21 @@ was trained on people of the same dataset, some of them may be among those who a
 
 def figures_section(figures: Mapping[str, Mapping[str, float]], simulated: bool) -> str:
     """The card's section on figures of held-out people, of ``training.validation.evaluate``; as ``spread_section``."""
+
+    def cell(f: Mapping[str, float], name: str, form: str) -> str:
+        return format(f[name], form) if name in f else "n/a"
+
+    def cortex(f: Mapping[str, float], group: str) -> str:
+        return f"{cell(f, f'true_{group}', '.2f')} / {cell(f, f'synthetic_{group}', '.2f')}"
+
     rows = [
-        f"| {tracer} | {f['mae']:.3f} | {f['mae_of_mean']:.3f} | {f['bias']:+.3f} | {f['voxel_r']:.3f} | "
-        f"{f.get('true_negative', np.nan):.2f} / {f.get('synthetic_negative', np.nan):.2f} | "
-        f"{f.get('true_positive', np.nan):.2f} / {f.get('synthetic_positive', np.nan):.2f} | {f['people']:.0f} |"
+        f"| {tracer} | {f['mae']:.3f} | {cell(f, 'mae_of_mean', '.3f')} | {f['bias']:+.3f} | {f['voxel_r']:.3f} | "
+        f"{cortex(f, 'negative')} | {cortex(f, 'positive')} | {f['people']:.0f} |"
         for tracer, f in figures.items()
     ]
     return f"""## Figures on held-out {"simulated " if simulated else ""}people
 Regional SUVR over all regions; the baseline predicts every region's mean over the other people.
+What one person alone would tell is n/a.
 
 | tracer | MAE | baseline | bias | voxel r | cortex, negative: true / synthetic | positive: the same | people |
 |---|---|---|---|---|---|---|---|

@@ -324,10 +324,10 @@ def evaluate_others(
 
 
 def _error_of_others_mean(suvr: np.ndarray) -> float:
-    """Mean absolute error of the other people's mean as a predictor of ``(N, R)``; NaN for one person."""
+    """Mean absolute error of the other people's mean as a predictor of ``(N, R)``."""
     n = len(suvr)
     # what one is off the mean of all n is (n - 1) / n of what one is off that of the others
-    return float(np.abs(suvr - suvr.mean(0)).mean() * n / (n - 1)) if n > 1 else float("nan")
+    return float(np.abs(suvr - suvr.mean(0)).mean() * n / (n - 1))
 
 
 def evaluate(
@@ -363,9 +363,10 @@ def evaluate(
             "people": len(y),
             "mae": float(np.nanmean(np.abs(error))),
             "bias": float(np.nanmean(error)),
-            "mae_of_mean": _error_of_others_mean(y[:, known]),
             "voxel_r": float(np.mean(correlation)),
         }
+        if len(y) > 1:
+            row["mae_of_mean"] = _error_of_others_mean(y[:, known])
         for name, group in (("negative", load <= 50), ("positive", load > 50)):
             if group.sum() > 1:  # a single person's value would be no mean
                 row |= {f"true_{name}": float(both[group, 0].mean()), f"synthetic_{name}": float(both[group, 1].mean())}

@@ -293,7 +293,8 @@ def held_out_figures(folder: Path | None, cohort: Cohort) -> pd.DataFrame:
         if row[0] not in about["tracers"]:  # another table
             break
         tracer, model, mean, bias, *_ = row
-        rows.append({"tracer": tracer, "mae": float(model), "mae_of_mean": float(mean), "bias": float(bias)})
+        told = {"mae": model, "mae_of_mean": mean, "bias": bias}
+        rows.append({"tracer": tracer} | {k: float("nan") if v == "n/a" else float(v) for k, v in told.items()})
     return pd.DataFrame(rows)
 
 
