@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from bids_petsynth.anatomy.regions import lookup
 from bids_petsynth.bids.naming import sidecar_path
 from bids_petsynth.bids.tables import dataset_rows, read_json
-from bids_petsynth.cli.common import add_language, language_from
+from bids_petsynth.cli.common import add_language, language_from, warn_of_absent_notes
 from bids_petsynth.clinical.cache import ContentCache
 from bids_petsynth.clinical.encoders import HashedEncoder
 from bids_petsynth.clinical.language import (
@@ -320,6 +320,15 @@ def test_options_override_the_recipe(tmp_path, monkeypatch):
         assert "would be sent to tiny at 127.0.0.1" in told and "remarks, other" in told
     with pytest.raises(ModelError, match="not the one that the model was trained with"):
         found.load_encoder(spec, identity="bert-0")
+
+
+def test_a_column_with_notes_that_nobody_has_is_warned_of(tmp_path, caplog):
+    (tmp_path / "participants.tsv").write_text("participant_id\tremarks\nsub-1\tSleeps badly.\nsub-2\tn/a\n")
+    cases = [Case(label, None, None) for label in ("1", "2")]
+    warn_of_absent_notes(TextOptions(notes_columns=("remarks",)), tmp_path, cases)
+    assert caplog.text == ""
+    warn_of_absent_notes(TextOptions(notes_columns=("remarks", "remark")), tmp_path, cases)
+    assert "--notes-column remark: no table has this" in caplog.text and "Sleeps" not in caplog.text
 
 
 def test_while_a_run_lasts_a_record_is_asked_for_once_and_keeps_its_prompt(tmp_path):

@@ -7,10 +7,9 @@ import pytest
 from scipy import ndimage, stats
 
 from bids_petsynth.anatomy.regions import codes_of, lookup
-from bids_petsynth.errors import InputError, ModelError
+from bids_petsynth.errors import InputError
 from bids_petsynth.pet.intervals import predictive, probability_above
 from bids_petsynth.pet.quantification import (
-    morph_rows,
     normalise,
     possible,
     quantify,
@@ -118,13 +117,13 @@ def test_predictive_intervals_cover_what_they_promise(count):
 
 def test_predictive_interval_is_scipys_student_t():
     samples = np.array([1.1, 1.4, 1.25, 1.18, 1.32])
-    estimate = predictive(samples, spread_factor=1.3)
-    scale = 1.3 * samples.std(ddof=1) * np.sqrt(1 + 1 / 5)
+    estimate = predictive(samples)
+    scale = samples.std(ddof=1) * np.sqrt(1 + 1 / 5)
     np.testing.assert_allclose(estimate.interval95, stats.t.interval(0.95, 4, samples.mean(), scale))
     np.testing.assert_allclose(estimate.interval80, stats.t.interval(0.80, 4, samples.mean(), scale))
     assert estimate.sd == pytest.approx(samples.std(ddof=1))
     expected = stats.t.sf(1.3, 4, samples.mean(), scale)
-    assert probability_above(samples, 1.3, spread_factor=1.3) == pytest.approx(expected)
+    assert probability_above(samples, 1.3) == pytest.approx(expected)
 
 
 def test_probability_of_what_comes_next_is_uniform():
@@ -143,7 +142,8 @@ def test_many_samples_in_two_groups_give_the_share_of_the_upper_one():
     assert np.mean([probability_above(samples[::4], 20.0) for samples in groups]) > 0.35
     calm = random.normal(25, 2, 256)
     assert probability_above(calm, 20.0) > 0.99
-    assert probability_above(calm, 20.0, spread_factor=5) == pytest.approx(stats.norm.sf(-0.5), abs=0.08)
+    wide = calm.mean() + 5 * (calm - calm.mean())
+    assert probability_above(wide, 20.0) == pytest.approx(stats.norm.sf(-0.5), abs=0.08)
 
 
 def test_probability_is_monotone_and_half_at_the_mean():
@@ -263,37 +263,14 @@ def test_unscaled_draws_and_missing_target_regions_are_said(labels, draws):
     assert row["suvr"] is None and row["high95"] is None
 
 
-def test_calibration_widens_and_replaces_the_equation(labels, draws):
-    plain = quantify(draws, labels, GRID, tracer("AV45"))
-    calibration = {"AV45": {"spread_factor": 2, "centiloid": {"slope": 100, "intercept": -100}}, "FDG": {}}
-    result = quantify(draws, labels, GRID, tracer("AV45"), calibration)
-    width, wider = (np.diff(q.target.suvr.interval95)[0] for q in (plain, result))
-    assert wider == pytest.approx(2 * width)
-    assert result.target.suvr.sd == plain.target.suvr.sd
-    assert result.centiloid.mean == pytest.approx(100 * (result.target.suvr.mean - 1))
-    assert not any("approximate" in note for note in result.notes)
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [{"spread_factor": 0}, {"spread_factor": float("nan")}, {"spread_factor": "wide"}, {"centiloid": {"slope": 1}}, 3],
-)
-def test_malformed_calibration_is_refused(labels, draws, entry):
-    with pytest.raises(ModelError, match="AV45"):
-        quantify(draws, labels, GRID, tracer("AV45"), {"AV45": entry})
-
-
 def test_tables_have_petpreps_shape(labels, draws):
     fbb = tracer("FBB")
     result = quantify(normalise(draws, labels, GRID, fbb), labels, GRID, fbb)
     (row,) = tacs_rows(result, fbb)
     assert list(row) == ["frame_start", "frame_end", *(name for _, name, _, _ in lookup())]
     assert (row["frame_start"], row["frame_end"]) == (5400, 6600)
-    morph = morph_rows(result)
-    assert list(morph[0]) == ["index", "name", "volume-mm3"]
-    assert sum(entry["volume-mm3"] for entry in morph) == 1000 * np.count_nonzero(labels)
     long = suvr_rows(result)
-    assert [entry["name"] for entry in long] == [*(entry["name"] for entry in morph), *targets()]
+    assert [entry["name"] for entry in long] == [*(name for _, name, _, _ in lookup()), *targets()]
     assert row["left_precuneus"] == next(entry["suvr"] for entry in long if entry["name"] == "left_precuneus")
     assert {entry["hemisphere"] for entry in long} == {"L", "R", "B"}
 

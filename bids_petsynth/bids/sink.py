@@ -114,11 +114,6 @@ class Sink:
         """Write a text file such as a report."""
         return write_bytes(self.out_dir / path, text.encode())
 
-    def save_file(self, path: Path, source: Path, sidecar: Mapping[str, Any] | None = None) -> Path:
-        """Copy a finished file, such as a transform that another program wrote, into the output folder."""
-        content = source.read_bytes()
-        return self._with_sidecar(path, lambda file: file.write(content), sidecar)
-
     def _with_sidecar(self, path: Path, write: Callable[[BinaryIO], Any], sidecar: Mapping[str, Any] | None) -> Path:
         target = self.out_dir / path
         beside = sidecar_path(target)

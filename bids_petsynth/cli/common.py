@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from bids_petsynth.resources import available_cores
 
 if TYPE_CHECKING:
     from bids_petsynth.clinical.language import TextOptions
+    from bids_petsynth.types import Case
 
 log = logging.getLogger("bids_petsynth")
 
@@ -113,6 +114,20 @@ def language_from(arguments: argparse.Namespace) -> TextOptions:
         endpoint=None if url is None else Endpoint(url, model, float(arguments.llm_timeout)),
         cache=arguments.text_cache,
     )
+
+
+def warn_of_absent_notes(options: TextOptions, bids_dir: Path, cases: Iterable[Case]) -> None:
+    """Warn of columns with notes that no table has for any of the cases: their names may be misspelt."""
+    if not options.notes_columns:
+        return
+    from bids_petsynth.bids.tables import dataset_rows
+    from bids_petsynth.clinical.language import absent_columns
+
+    rows = [row for case in cases for row in dataset_rows(bids_dir, case.participant, case.session)[0]]
+    if absent := absent_columns(rows, options.notes_columns):
+        log.warning(
+            "--notes-column %s: no table has this for any of these participants; check the name.", ", ".join(absent)
+        )
 
 
 def add_real_pet(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:

@@ -18,6 +18,7 @@ from bids_petsynth.cli.common import (
     positive,
     set_up,
     threads_of,
+    warn_of_absent_notes,
 )
 from bids_petsynth.errors import UsageError
 from bids_petsynth.settings import Settings, Space
@@ -209,6 +210,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _write_mapping(arguments.write_mapping, cases, settings)
     _check(settings)
     cases = _with_sources(cases, arguments, settings)
+    warn_of_absent_notes(settings.texts, settings.bids_dir, cases)
     if arguments.dry_run:
         return _dry_run(cases, settings)
     from bids_petsynth import __version__

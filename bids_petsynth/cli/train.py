@@ -26,6 +26,7 @@ from bids_petsynth.cli.common import (
     positive,
     set_up,
     threads_of,
+    warn_of_absent_notes,
 )
 from bids_petsynth.errors import UsageError
 
@@ -162,6 +163,8 @@ def run(arguments: argparse.Namespace) -> int:
     if pretraining is not None:
         choose_style(recipe, arguments.vgg19, "cpu")
     read = _reader(bids_dir, arguments.mapping, words.notes_columns)
+    if first:
+        warn_of_absent_notes(words, bids_dir, cases)
     no_t1w: list[Pair] = []
     if pretraining is not None and pretraining.style != "none":
         # without a T1w there is no SUVR, but a scan has a style

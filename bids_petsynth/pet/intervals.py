@@ -33,18 +33,16 @@ class Estimate:
     interval95: tuple[float, float] | None
 
 
-def predictive(samples: np.ndarray, spread_factor: float = 1.0) -> Estimate:
+def predictive(samples: np.ndarray) -> Estimate:
     """Mean, spread and Student-t predictive intervals of one more sample like those given.
 
     Parameters
     ----------
     samples
         ``(M,)``; with M = 1 only the mean is known.
-    spread_factor
-        Multiplies the half-widths.
     """
     mean = float(np.mean(samples))
-    scale = _scale(samples, spread_factor)
+    scale = _scale(samples)
     if scale is None:
         return Estimate(mean, None, None, None)
     widths = [float(stdtrit(len(samples) - 1, 0.5 + level / 2)) * scale for level in (0.80, 0.95)]
@@ -52,17 +50,16 @@ def predictive(samples: np.ndarray, spread_factor: float = 1.0) -> Estimate:
     return Estimate(mean, float(np.std(samples, ddof=1)), eighty, ninety_five)
 
 
-def probability_above(samples: np.ndarray, threshold: float, spread_factor: float = 1.0) -> float | None:
+def probability_above(samples: np.ndarray, threshold: float) -> float | None:
     """Probability that one more sample exceeds a threshold; None with a single sample.
 
     From the same Student-t for a few samples. :data:`MANY` speak for themselves, by the rank that the threshold has
     among them: people near a threshold are often either well below or well above it.
     """
     if len(samples) >= MANY:
-        mean = np.mean(samples)
-        above = int((mean + spread_factor * (np.asarray(samples) - mean) > threshold).sum())
+        above = int((np.asarray(samples) > threshold).sum())
         return (above + 0.5) / (len(samples) + 1)
-    scale = _scale(samples, spread_factor)
+    scale = _scale(samples)
     if scale is None:
         return None
     distance = float(np.mean(samples)) - threshold
@@ -71,9 +68,9 @@ def probability_above(samples: np.ndarray, threshold: float, spread_factor: floa
     return float(stdtr(len(samples) - 1, distance / scale))
 
 
-def _scale(samples: np.ndarray, spread_factor: float) -> float | None:
+def _scale(samples: np.ndarray) -> float | None:
     """Scale of the predictive Student-t with M - 1 degrees of freedom; None with a single sample."""
     count = len(samples)
     if count < 2:
         return None
-    return spread_factor * float(np.std(samples, ddof=1)) * math.sqrt(1 + 1 / count)
+    return float(np.std(samples, ddof=1)) * math.sqrt(1 + 1 / count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bids_petsynth.anatomy.regions import lookup
-from bids_petsynth.errors import InputError, ModelError
+from bids_petsynth.errors import InputError
 from bids_petsynth.pet.intervals import Estimate, predictive, probability_above
 from bids_petsynth.pet.tracers import CentiloidEquation, Tracer, centiloid_equation, cutoffs, default_cutoff, targets
 from bids_petsynth.types import Foreseen, Grid
@@ -65,8 +64,6 @@ class Quantification:
         One entry per cut-off of ``data/cutoffs.tsv``; empty without Centiloid, its probabilities None with one draw.
     reference_mean
         Mean of the reference region over voxels and draws: 1 in a volume in SUVR.
-    spread_factor
-        The calibration factor on interval widths.
     notes
         Sentences for report and log.
     """
@@ -80,7 +77,6 @@ class Quantification:
     equation: CentiloidEquation | None
     positivity: tuple[Positivity, ...]
     reference_mean: float
-    spread_factor: float
     notes: tuple[str, ...]
 
     @property
@@ -205,32 +201,11 @@ def possible(region: RegionMeans, foreseen: Foreseen, tracer: Tracer) -> RegionM
     return codes, centre + many - many.mean(0) + rest[np.arange(len(many)) % count], volumes
 
 
-def _calibrated(tracer: Tracer, calibration: Mapping[str, Any] | None) -> tuple[float, CentiloidEquation | None]:
-    """Spread factor and Centiloid equation of a tracer, the calibration's own taking precedence over the tables'."""
-    entry = (calibration or {}).get(tracer.name, {})
-    equation = centiloid_equation(tracer.name)
-    try:
-        factor = float(entry.get("spread_factor", 1.0))
-        if "centiloid" in entry:
-            own = entry["centiloid"]
-            equation = CentiloidEquation(
-                tracer.name, "calibration", float(own["slope"]), float(own["intercept"]), str(own.get("source", ""))
-            )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"The model's calibration for {tracer.name} is malformed ({error!r}); make it anew.") from None
-    if not (math.isfinite(factor) and factor > 0):
-        raise ModelError(
-            f"The spread factor of the model's calibration for {tracer.name} is {factor:g}; it must be above 0."
-        )
-    return factor, equation
-
-
 def quantify(
     draws: np.ndarray,
     labels: np.ndarray,
     grid: Grid,
     tracer: Tracer,
-    calibration: Mapping[str, Any] | None = None,
     foreseen: Foreseen | None = None,
 ) -> Quantification:
     """Read regional SUVR, Centiloid and the probability of positivity off the draws of one scan.
@@ -245,9 +220,6 @@ def quantify(
         Gives the volume of a voxel.
     tracer
         Its reference region, target and Centiloid equation are used.
-    calibration
-        By tracer name: ``{"AV45": {"spread_factor": 1.2, "centiloid": {"slope": …, "intercept": …, "source": …}}}``,
-        every part optional; a Centiloid equation given here (a site's own, for these regions) replaces the table's.
     foreseen
         What the model's regional part says of the labels that are present, in ascending order: with it, intervals and
         probabilities rest on many scans that could have been rather than on the few draws (see :func:`possible`).
@@ -256,16 +228,14 @@ def quantify(
     ------
     InputError
         If shapes differ, a labelled voxel is not finite, or the reference region is absent or too small.
-    ModelError
-        If the calibration is malformed.
     """
-    factor, equation = _calibrated(tracer, calibration)
+    equation = centiloid_equation(tracer.name)
     region = codes, means, volumes = region_means(draws, labels, grid)
     column = {int(code): number for number, code in enumerate(codes)}
     if foreseen is not None:
         region = codes, means, volumes = possible(region, foreseen, tracer)
     regions = tuple(
-        RegionRow(name, code, side, predictive(means[:, column[code]], factor), float(volumes[column[code]]))
+        RegionRow(name, code, side, predictive(means[:, column[code]]), float(volumes[column[code]]))
         if code in column
         else RegionRow(name, code, side, None, 0.0)
         for code, name, side, _ in lookup()
@@ -273,7 +243,7 @@ def quantify(
     composites = {}
     for target in targets().values():
         samples, volume = _composite(target.codes, region)
-        estimate = None if samples is None else predictive(samples, factor)
+        estimate = None if samples is None else predictive(samples)
         composites[target.name] = RegionRow(target.name, None, "B", estimate, volume)
 
     reference_mean = float(_reference(tracer, region).mean())
@@ -284,16 +254,15 @@ def quantify(
     positivity: tuple[Positivity, ...] = ()
     if equation is not None and samples is not None:
         values = equation(samples)
-        centiloid = predictive(values, factor)
+        centiloid = predictive(values)
         positivity = tuple(
-            Positivity(cutoff.name, cutoff.centiloid, probability_above(values, cutoff.centiloid, factor))
+            Positivity(cutoff.name, cutoff.centiloid, probability_above(values, cutoff.centiloid))
             for cutoff in cutoffs()
         )
-        if equation.pipeline != "calibration":
-            notes.append(
-                "The Centiloid is approximate: the published equation is applied to whole anatomical regions in place "
-                "of the GAAIN volumes of interest."
-            )
+        notes.append(
+            "The Centiloid is approximate: the published equation is applied to whole anatomical regions in place "
+            "of the GAAIN volumes of interest."
+        )
     return Quantification(
         tracer=tracer.name,
         n_draws=len(draws),
@@ -304,7 +273,6 @@ def quantify(
         equation=equation,
         positivity=positivity,
         reference_mean=reference_mean,
-        spread_factor=factor,
         notes=tuple(notes),
     )
 
@@ -358,10 +326,3 @@ def tacs_rows(quantification: Quantification, tracer: Tracer) -> list[dict[str, 
     start, end = (60 * minutes for minutes in tracer.window_min)
     means = {row.name: row.suvr and row.suvr.mean for row in quantification.regions}
     return [{"frame_start": start, "frame_end": end, **means}]
-
-
-def morph_rows(quantification: Quantification) -> list[dict[str, Any]]:
-    """Volumes of the ``dseg`` regions in the shape of PETPrep's ``_morph.tsv``."""
-    return [
-        {"index": row.index, "name": row.name, "volume-mm3": round(row.volume_mm3, 1)} for row in quantification.regions
-    ]
