@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +40,18 @@ def auc(features: np.ndarray, positive: np.ndarray, strength: float) -> float:
     return roc_auc_score(positive, cross_val_predict(model, features, positive, cv=10, method="decision_function"))
 
 
+@cache
+def replies() -> dict[str, str]:
+    """What the chat model wrote, by what it was told."""
+    return json.loads(RECORDED.read_text())
+
+
 def written(style: str, record: Mapping[str, float], names: Sequence[str]) -> str:
     """The text of a record."""
     known = {name: record[name] for name in names if record.get(name) is not None}
     if style != "llm":
         return write_prompt(style, known, names)
-    return json.loads(RECORDED.read_text())[llm_request(known, names)[-1]["content"]]
+    return replies()[llm_request(known, names)[-1]["content"]]
 
 
 def main() -> None:

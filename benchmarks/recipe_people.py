@@ -157,11 +157,14 @@ class Classifier:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        cases = [crowd.case(number) for number in range(crowd.size)]
-        regions = np.array([measure(*own_scan(case), tracer_named(TRACER))[0][0] for case in cases])
+        regions, ill = [], []
+        for case in map(crowd.case, range(crowd.size)):  # one by one: each takes 100 MB
+            regions.append(measure(*own_scan(case), tracer_named(TRACER))[0][0])
+            ill.append(diseased(case))
+        regions = np.array(regions)
         self.known = np.isfinite(regions).all(0)
         self.model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
-        self.model.fit(regions[:, self.known], [diseased(case) for case in cases])
+        self.model.fit(regions[:, self.known], ill)
 
     def score(self, regions: np.ndarray) -> float:
         """Log odds of the disease from regional SUVR ``(R,)``, NaN where a region is absent."""
