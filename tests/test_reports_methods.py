@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -143,7 +144,8 @@ def test_planned_methods_tell_of_preprocessed_scans_only_where_they_are(tmp_path
     for label in preprocessed:
         anat = folder / f"sub-{label}" / "anat"
         anat.mkdir(parents=True)
-        (anat / f"sub-{label}_desc-preproc_T1w.nii.gz").write_bytes(b"")
+        t1w = nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4))
+        t1w.to_filename(anat / f"sub-{label}_desc-preproc_T1w.nii.gz")
     words = ["participant", "--boilerplate-only", "-d", f"fmriprep={folder}"]
     assert main([str(example), str(tmp_path / "out"), *words]) == 0
     text = (tmp_path / "out" / "logs" / "CITATION.md").read_text()
