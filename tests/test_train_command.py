@@ -201,7 +201,7 @@ def test_wrong_options_get_a_sentence(site, tmp_path, capsys, options, said):
     assert said in capsys.readouterr().err
 
 
-def test_too_few_people_get_a_sentence(site, tmp_path, capsys):
+def test_too_few_people_get_a_sentence_before_any_scan_is_prepared(site, tmp_path, capsys):
     copy = tmp_path / "bids"
     shutil.copytree(site, copy)
     folders = sorted(copy.glob("sub-*"))[:3]
@@ -209,7 +209,9 @@ def test_too_few_people_get_a_sentence(site, tmp_path, capsys):
         shutil.rmtree(folder / "pet")
     some = [folder.name for folder in folders]
     assert main([str(copy), str(tmp_path / "out"), "train", "--participant-label", *some]) == 2
-    assert "Only 1 participants" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "Only 1 participants" in told and "pairs.tsv" not in told
+    assert not list((tmp_path / "out").rglob("*.npz"))
 
 
 def crowd(*scanned: str) -> list[Stored]:

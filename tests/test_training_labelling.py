@@ -148,10 +148,10 @@ def test_refining_net_finds_the_image_s_borders_and_resumes(tmp_path, monkeypatc
     np.savez(tmp_path / "grid.npz", names=["a", "b", labelling.UNSEEN[0]], t1w=t1w.astype(np.float16), classes=classes)
     monkeypatch.setattr(refining, "load_network", lambda name, device: Coarse())
     monkeypatch.setattr(refining, "WINDOW", (20, 20, 16))
-    plan = Plan(steps=200, seed=1, rate=1e-2, decay=0.9, every=100)
-    whole = trained_whole_and_in_parts(
-        partial(refining.train, tmp_path / "grid.npz"), "refining", plan, tmp_path, monkeypatch
-    )
+    train, plan = partial(refining.train, tmp_path / "grid.npz"), Plan(steps=200, seed=1, rate=1e-2, decay=0.9)
+    whole = tmp_path / "learned"
+    train(whole, replace(plan, every=100))
+    trained_whole_and_in_parts(train, "refining", replace(plan, steps=8, every=4), tmp_path, monkeypatch)
     image, truth = torch.from_numpy(t1w[2].astype(np.float32)), torch.from_numpy(classes[2])
     coarse = averaged(Coarse(), image)
     net = load_network("refining", whole / "refining.safetensors")

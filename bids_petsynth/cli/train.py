@@ -172,6 +172,11 @@ def run(arguments: argparse.Namespace) -> int:
         no_t1w = [pair for pair in pairs if pair.pet.participant not in with_t1w]
         pairs = [pair for pair in pairs if pair.pet.participant in with_t1w]
     unpaired = (cases if pretraining else [], no_t1w)
+    fitting = [pair for pair in pairs if pair.case is not None and pair.pet.problem is None]
+    count = len({pair.pet.participant for pair in fitting})
+    if count < LEAST_PEOPLE:
+        # that is known without preparing any; the others only get their reasons
+        pairs, unpaired = [pair for pair in pairs if pair not in fitting], ([], [])
     people, rows, heads, references = prepare_together(fabric, pairs, unpaired, recipe, read, how, say)
 
     def tell_pairs() -> None:
@@ -181,11 +186,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     if first:
         tell_pairs()
-    count = len({stored.participant for stored in people})
+    if count >= LEAST_PEOPLE:
+        count = len({stored.participant for stored in people})
     if count < LEAST_PEOPLE:
+        reasons = f"; {working / 'pairs.tsv'} tells why scans were left out" if rows else ""
         raise UsageError(
-            f"Only {count} participants have a T1w with a usable PET scan, and at least {LEAST_PEOPLE} are needed; "
-            f"{working / 'pairs.tsv'} tells why scans were left out."
+            f"Only {count} participants have a T1w with a usable PET scan, and at least {LEAST_PEOPLE} are needed"
+            f"{reasons}."
         )
     inside, outside, lone = split_with_tracers(people, arguments.held_out, arguments.random_seed)
     used = sorted({tracer for stored in inside for tracer in stored.scans}, key=tracers.index)
