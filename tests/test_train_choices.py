@@ -10,6 +10,7 @@ import pytest
 from ground_small import SmallGround
 from models_small import small_model, small_recipe
 
+from bids_petsynth.bids.pets import Pair
 from bids_petsynth.cli import train
 from bids_petsynth.cli.main import main
 from bids_petsynth.clinical.language import TextOptions
@@ -19,6 +20,7 @@ from bids_petsynth.models.recipe import Recipe, recipe_text
 from bids_petsynth.models.synthesizer import reader_of
 from bids_petsynth.training import generator, preparing
 from bids_petsynth.training.real import Stored
+from bids_petsynth.types import Case, PetScan
 
 TEXT = {"style": "template", "encoder": "hashed", "width": 32, "tokens": 8}
 
@@ -32,9 +34,12 @@ def prepared() -> list[bool]:
 @pytest.fixture
 def command(tmp_path, monkeypatch, prepared) -> Callable[..., list[str]]:
     """Command of a training whose scans need no preparing and whose steps are none."""
-    people = [Stored(f"{n:02d}", Path(f"head{n}"), {"AV45": Path(f"scan{n}")}, {}) for n in range(8)]
+    labels = [f"{n:02d}" for n in range(8)]
+    people = [Stored(label, Path(f"head{label}"), {"AV45": Path(f"scan{label}")}, {}) for label in labels]
+    cases = [Case(label, None, Path("t1w")) for label in labels]
+    pairs = [Pair(case, PetScan(case.participant, None, "AV45", Path("pet"))) for case in cases]
     (tmp_path / "bids").mkdir()
-    monkeypatch.setattr(train, "_paired", lambda *_: ([], [], ["AV45"]))
+    monkeypatch.setattr(train, "_paired", lambda *_: (cases, pairs, ["AV45"]))
     monkeypatch.setattr(preparing, "prepare_together", lambda *_: prepared.append(True) or (people, [], [], []))
 
     def untrained(ground, recipe, run):
