@@ -193,6 +193,7 @@ def test_run(block, demo, tmp_path_factory):
                     "2",
                     "--tracer",
                     "AV45",
+                    "FDG",
                 ],
                 folder,
             )
