@@ -55,6 +55,19 @@ def command(tmp_path, monkeypatch, prepared) -> Callable[..., list[str]]:
     return words
 
 
+def test_of_too_few_people_only_the_reasons_are_gathered(command, monkeypatch):
+    """Those of scans without a T1w among them, which would be pre-trained on."""
+    fits = Case("01", None, Path("t1w"))
+    lone = Pair(None, PetScan("02", None, "AV45", Path("pet")), note="sub-02 has no T1w image.")
+    pairs = [Pair(fits, PetScan("01", None, "AV45", Path("pet"))), lone]
+    given = []
+    monkeypatch.setattr(train, "_paired", lambda *_: ([fits], pairs, ["AV45"]))
+    monkeypatch.setattr(preparing, "prepare_together", lambda _, *some: given.append(some[:2]) or ([], [], [], []))
+    recipe = small_recipe(regional=None, pretraining={"steps": 1, "style": "statistics"})
+    assert main(command(recipe)) == 2
+    assert given == [([lone], ([], []))]
+
+
 def worded(**text):
     return small_recipe(regional=None, conditioning={"text": TEXT | text})
 

@@ -176,7 +176,7 @@ def run(arguments: argparse.Namespace) -> int:
     count = len({pair.pet.participant for pair in fitting})
     if count < LEAST_PEOPLE:
         # that is known without preparing any; the others only get their reasons
-        pairs, unpaired = [pair for pair in pairs if pair not in fitting], ([], [])
+        pairs, unpaired = [pair for pair in (*pairs, *no_t1w) if pair not in fitting], ([], [])
     people, rows, heads, references = prepare_together(fabric, pairs, unpaired, recipe, read, how, say)
 
     def tell_pairs() -> None:
