@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from places import SHARED, as_ours, made_once
+from places import SHARED, as_ours, made_once, quick_labels
 
 import bids_petsynth.anatomy.registration  # noqa: F401  (fixes ANTs' threads before a test uses ants by itself)
 
@@ -53,7 +53,8 @@ def site(example, tmp_path_factory) -> Path:
 
     def make(folder: Path) -> None:
         words = [str(example), str(folder), "simulate", "--people-per-head", "3", "--tracer", "AV45"]
-        assert main([*words, "--random-seed", "3"]) == 0
+        with quick_labels():
+            assert main([*words, "--random-seed", "3"]) == 0
 
     return made_once(tmp_path_factory, "site", make)
 
@@ -82,7 +83,8 @@ def trained_site(site, tiny_recipe, tmp_path_factory) -> Path:
     from bids_petsynth.cli.main import main
 
     def make(folder: Path) -> None:
-        assert main([str(site), str(folder), "train", *as_ours(tiny_recipe)]) == 0
+        with quick_labels():
+            assert main([str(site), str(folder), "train", *as_ours(tiny_recipe)]) == 0
 
     return made_once(tmp_path_factory, "trained", make)
 

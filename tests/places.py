@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,18 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
             make(folder)
             done.touch()
     return folder
+
+
+@contextmanager
+def quick_labels() -> Iterator[None]:
+    """Heads are labelled from two looks at them and not refined: a third of the time, where labels are not the point.
+
+    In this process alone; what ``participant`` writes and the labels of real heads are tested as users get
+    them.
+    """
+    from bids_petsynth.anatomy import segmentation
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation, "PLACEMENTS", segmentation.PLACEMENTS[:1])
+        patch.setattr(segmentation, "sharpened", lambda net, image, logits: logits)
+        yield

@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from places import quick_labels
 
 from bids_petsynth.bids.dataset import DONE, record_begun, record_status
 from bids_petsynth.bids.index import find_cases
@@ -118,6 +119,7 @@ def test_the_profiles_differ(run):
     ]
 
 
+@quick_labels()
 def test_a_rerun_does_only_what_changed(run, example, tmp_path, capsys):
     out, bids = tmp_path / "out", tmp_path / "bids"
     shutil.copytree(run, out)

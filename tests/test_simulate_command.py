@@ -12,6 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from places import quick_labels
 
 from bids_petsynth.cli.main import main
 from bids_petsynth.cli.simulate import owner
@@ -44,6 +45,7 @@ def test_example_becomes_a_simulated_dataset_that_participant_reads(site, tmp_pa
     assert "ptau217_lumipulse    found" in said and "missing" not in said.split("(not an input")[0]
 
 
+@quick_labels()  # as the site's
 def test_a_person_comes_again_whichever_others_are_simulated(example, site, tmp_path):
     words = ["simulate", "--participant-label", "positive", "--people-per-head", "2", "--tracer", "AV45"]
     again = tmp_path / "again"

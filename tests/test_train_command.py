@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from places import as_ours
+from places import as_ours, quick_labels
 
 from bids_petsynth.api import own_seed
 from bids_petsynth.cli.main import main
@@ -25,6 +25,12 @@ from bids_petsynth.models.regional import Geometry
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training.real import Stored, load_alone, load_case
 from bids_petsynth.training.site import describe
+
+
+@pytest.fixture(autouse=True, scope="module")
+def labels_as_those_of_the_site():
+    with quick_labels():
+        yield
 
 
 def table(out: Path) -> list[dict[str, str]]:
