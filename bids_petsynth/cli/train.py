@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,8 +31,13 @@ from bids_petsynth.cli.common import (
 from bids_petsynth.errors import UsageError
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
     from bids_petsynth.bids.pets import Pair
-    from bids_petsynth.models.recipe import Recipe
+    from bids_petsynth.clinical.language import TextOptions, TextReader
+    from bids_petsynth.clinical.records import ClinicalRecord
+    from bids_petsynth.models.recipe import PretrainingSpec, Recipe
+    from bids_petsynth.training.preparing import Preparation
     from bids_petsynth.training.real import Stored
     from bids_petsynth.types import Case
 
@@ -109,30 +114,22 @@ def run(arguments: argparse.Namespace) -> int:
     window = pet_window(arguments)
     import torch
 
-    from bids_petsynth.bids.sink import check_writable, hash_settings, tsv_text, write_bytes
-    from bids_petsynth.clinical.language import TextReader
+    from bids_petsynth.bids.sink import hash_settings
     from bids_petsynth.models.conditioning import is_pet
     from bids_petsynth.models.folder import load_model
     from bids_petsynth.models.recipe import load_recipe
     from bids_petsynth.models.synthesizer import choose_device
-    from bids_petsynth.reports.training import pairs_page
     from bids_petsynth.training import generator
     from bids_petsynth.training.launch import launch
     from bids_petsynth.training.phases import choose_style
-    from bids_petsynth.training.preparing import Preparation, prepare_together
+    from bids_petsynth.training.preparing import Preparation
     from bids_petsynth.training.site import SiteGround, describe
 
     torch.set_num_threads(threads)
     start = arguments.init_from
     begin = load_model(start) if start else None
     recipe = begin.recipe if begin and not arguments.recipe else load_recipe(arguments.recipe or "petsynth")
-    name = arguments.name or recipe.name
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
-        raise UsageError(
-            f"--name {name!r} is no folder name of letters, digits, dashes, underscores and, but for the first, dots."
-        )
-    check_writable(arguments.output_dir)
-    folder = arguments.output_dir / "models" / name
+    name, folder = _place(arguments, recipe)
     working = folder.with_name(f"{name}-training")
     if begin is not None:
         if folder.resolve() == start.resolve():
@@ -140,23 +137,11 @@ def run(arguments: argparse.Namespace) -> int:
         generator.check_start(recipe, begin, start)
     bids_dir = arguments.bids_dir.resolve()
     cases, pairs, tracers = _paired(arguments, bids_dir, recipe)
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     fabric = launch(choose_device(arguments.device))
     device, first = str(fabric.device), fabric.is_global_zero
     how = Preparation(working, window, arguments.pet_fwhm, device, arguments.random_seed)
-    words = language_from(arguments)
     # what cannot be read is told before the scans are prepared, which may take hours
-    texts = None
-    if (text := recipe.conditioning.text) is not None:
-        if words.cache is None:
-            words = replace(words, cache=(working / "texts").resolve())
-        # the model is read as it was trained, whatever the recipe said
-        conditioning = recipe.conditioning.model_copy(update={"text": words.chosen(text)})
-        recipe = recipe.model_copy(update={"conditioning": conditioning})
-        texts = TextReader(text, [variable.name for variable in conditioning.variables], words, device)
+    recipe, words, texts = _reading(arguments, recipe, working, device)
     if begin is not None:
         generator.check_start(recipe, begin, start, texts.encoder.identity if texts else None)
     pretraining = None if begin else recipe.pretraining
@@ -165,35 +150,8 @@ def run(arguments: argparse.Namespace) -> int:
     read = _reader(bids_dir, arguments.mapping, words.notes_columns)
     if first:
         warn_of_absent_notes(words, bids_dir, cases)
-    no_t1w: list[Pair] = []
-    if pretraining is not None and pretraining.style != "none":
-        # without a T1w there is no SUVR, but a scan has a style
-        with_t1w = {case.participant for case in cases if case.problem is None}
-        no_t1w = [pair for pair in pairs if pair.pet.participant not in with_t1w]
-        pairs = [pair for pair in pairs if pair.pet.participant in with_t1w]
-    unpaired = (cases if pretraining else [], no_t1w)
-    fitting = [pair for pair in pairs if pair.case is not None and pair.pet.problem is None]
-    count = len({pair.pet.participant for pair in fitting})
-    if count < LEAST_PEOPLE:
-        # that is known without preparing any; the others only get their reasons
-        pairs, unpaired = [pair for pair in (*pairs, *no_t1w) if pair not in fitting], ([], [])
-    people, rows, heads, references = prepare_together(fabric, pairs, unpaired, recipe, read, how, say)
-
-    def tell_pairs() -> None:
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        write_bytes(working / "pairs.tsv", tsv_text(rows, columns).encode())
-        write_bytes(working / "pairs.html", pairs_page(name, rows).encode())
-
-    if first:
-        tell_pairs()
-    if count >= LEAST_PEOPLE:
-        count = len({stored.participant for stored in people})
-    if count < LEAST_PEOPLE:
-        reasons = f"; {working / 'pairs.tsv'} tells why scans were left out" if rows else ""
-        raise UsageError(
-            f"Only {count} participants have a T1w with a usable PET scan, and at least {LEAST_PEOPLE} are needed"
-            f"{reasons}."
-        )
+    pairs, unpaired = _for_pretraining(cases, pairs, pretraining)
+    people, rows, heads, references = _prepared(fabric, pairs, unpaired, recipe, read, how, name)
     inside, outside, lone = split_with_tracers(people, arguments.held_out, arguments.random_seed)
     used = sorted({tracer for stored in inside for tracer in stored.scans}, key=tracers.index)
     for tracer in sorted({tracer for tracer, _ in references}.difference(used, lone)):
@@ -202,7 +160,7 @@ def run(arguments: argparse.Namespace) -> int:
         if row["status"] == "used" and row["tracer"] in lone:
             row |= {"status": "left out", "reason": lone[row["tracer"]]}
     if first and lone:
-        tell_pairs()
+        _tell_pairs(how, name, rows)
         say("\n".join(lone.values()))
     # another session of theirs would be pre-trained on
     held = {stored.participant for stored in outside}
@@ -244,6 +202,100 @@ def run(arguments: argparse.Namespace) -> int:
     left = sum(row["status"] != "used" for row in rows)
     print(f"Model {folder} written ({len(rows) - left} scans used, {left} left out); read its MODEL_CARD.md.")
     return 0
+
+
+def say(line: str) -> None:
+    """Tell how far it is."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _place(arguments: argparse.Namespace, recipe: Recipe) -> tuple[str, Path]:
+    """The model's name, and its folder where that can be written to."""
+    from bids_petsynth.bids.sink import check_writable
+
+    name = arguments.name or recipe.name
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise UsageError(
+            f"--name {name!r} is no folder name of letters, digits, dashes, underscores and, but for the first, dots."
+        )
+    check_writable(arguments.output_dir)
+    return name, arguments.output_dir / "models" / name
+
+
+def _reading(
+    arguments: argparse.Namespace, recipe: Recipe, working: Path, device: str
+) -> tuple[Recipe, TextOptions, TextReader | None]:
+    """The recipe with the text that was chosen for it, what was chosen, and what reads it (None without text)."""
+    from bids_petsynth.clinical.language import TextReader
+
+    words = language_from(arguments)
+    if (text := recipe.conditioning.text) is None:
+        return recipe, words, None
+    if words.cache is None:
+        words = replace(words, cache=(working / "texts").resolve())
+    # the model is read as it was trained, whatever the recipe said
+    conditioning = recipe.conditioning.model_copy(update={"text": words.chosen(text)})
+    reader = TextReader(text, [variable.name for variable in conditioning.variables], words, device)
+    return recipe.model_copy(update={"conditioning": conditioning}), words, reader
+
+
+def _for_pretraining(
+    cases: Sequence[Case], pairs: Sequence[Pair], pretraining: PretrainingSpec | None
+) -> tuple[list[Pair], tuple[Sequence[Case], list[Pair]]]:
+    """Pairs to train on; cases and PET of people without a T1w, for the pre-training, if there is one."""
+    if pretraining is None or pretraining.style == "none":
+        return list(pairs), (cases if pretraining else [], [])
+    # without a T1w there is no SUVR, but a scan has a style
+    with_t1w = {case.participant for case in cases if case.problem is None}
+    no_t1w = [pair for pair in pairs if pair.pet.participant not in with_t1w]
+    return [pair for pair in pairs if pair.pet.participant in with_t1w], (cases, no_t1w)
+
+
+def _prepared(
+    fabric: Fabric,
+    pairs: Sequence[Pair],
+    unpaired: tuple[Sequence[Case], Sequence[Pair]],
+    recipe: Recipe,
+    read: Callable[[Case], ClinicalRecord],
+    how: Preparation,
+    name: str,
+) -> tuple[list[Stored], list[dict[str, object]], list[tuple[str, Path]], list[tuple[str, Path]]]:
+    """What ``prepare_together`` returns, if those are enough people; the table of pairs is written.
+
+    Raises
+    ------
+    UsageError
+        If fewer than :data:`LEAST_PEOPLE` can be trained on. Where that is known beforehand, no scan is prepared.
+    """
+    from bids_petsynth.training.preparing import prepare_together
+
+    fitting = [pair for pair in pairs if pair.case is not None and pair.pet.problem is None]
+    count = len({pair.pet.participant for pair in fitting})
+    enough = count >= LEAST_PEOPLE
+    if not enough:  # the others only get their reasons
+        pairs, unpaired = [pair for pair in (*pairs, *unpaired[1]) if pair not in fitting], ([], [])
+    people, rows, heads, references = prepare_together(fabric, pairs, unpaired, recipe, read, how, say)
+    if fabric.is_global_zero:
+        _tell_pairs(how, name, rows)
+    if enough:
+        count = len({stored.participant for stored in people})
+    if count < LEAST_PEOPLE:
+        reasons = f"; {how.work / 'pairs.tsv'} tells why scans were left out" if rows else ""
+        raise UsageError(
+            f"Only {count} participants have a T1w with a usable PET scan, and at least {LEAST_PEOPLE} are needed"
+            f"{reasons}."
+        )
+    return people, rows, heads, references
+
+
+def _tell_pairs(how: Preparation, name: str, rows: Sequence[dict[str, object]]) -> None:
+    """The table of pairs, and the page that shows them."""
+    from bids_petsynth.bids.sink import tsv_text, write_bytes
+    from bids_petsynth.reports.training import pairs_page
+
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    write_bytes(how.work / "pairs.tsv", tsv_text(rows, columns).encode())
+    write_bytes(how.work / "pairs.html", pairs_page(name, rows).encode())
 
 
 def told_command(arguments: argparse.Namespace) -> str:
