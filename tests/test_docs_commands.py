@@ -146,7 +146,7 @@ def call(words: list[str], cwd: Path) -> None:
 def prepared(words: list[str], demo: Path) -> list[str]:
     """The same command on the example: its folders in place of the placeholders, and a minute of training."""
     level = next((word for word in words if word in LEVELS), "")
-    bids = demo / ("simulated" if level == "train" else "bids")
+    bids = demo / ("site" if level == "train" else "bids")
     own_model = "train" if any("/models/" in word for word in words) else level
     out = demo / "out" if level in ("participant", "group") else demo / f"out-{level}"
     places = {"BIDS_DIR": str(bids), "OUTPUT_DIR": str(out)}
@@ -183,18 +183,7 @@ def test_run(block, demo, tmp_path_factory):
     plain = Block(block.page, block.line, block.language, OPTIONAL.sub("", block.text))
     for words in plain.commands:
         ready = prepared(words, demo)
-        if "train" in ready and not (demo / "simulated").exists():
-            call(
-                [
-                    "bids-petsynth",
-                    *map(str, (demo / "bids", demo / "simulated")),
-                    "simulate",
-                    "--people-per-head",
-                    "2",
-                    "--tracer",
-                    "AV45",
-                    "FDG",
-                ],
-                folder,
-            )
+        if "train" in ready and not (demo / "site").exists():
+            options = ["simulate", "--people-per-head", "2", "--tracer", "AV45", "FDG"]
+            call(["bids-petsynth", str(demo / "bids"), str(demo / "site"), *options], folder)
         call(ready, folder)
