@@ -138,7 +138,11 @@ def test_smoothing_reaches_the_resolution_asked_for(person, tmp_path, monkeypatc
     anatomy, pet = person
     monkeypatch.setattr(preparation, "stretch", lambda *a: 0.0)
     scan = written(tmp_path, pet, anatomy.grid.affine, prepared=True)
-    smooth = prepare_pet(scan, anatomy, AV45, fwhm=10, own_fwhm=6).suvr
+
+    def at_resolution(own):
+        return replace(scan, sidecar={**scan.sidecar, "SpatialResolution": own})
+
+    smooth = prepare_pet(at_resolution(6), anatomy, AV45, fwhm=10).suvr
     # 8 mm in quadrature to 6 mm make 10 mm
     known = ndimage.gaussian_filter(pet, 8 / 2.3548 / 2)
     known = normalise(known[None], anatomy.labels, anatomy.grid, AV45)[0]
@@ -147,8 +151,10 @@ def test_smoothing_reaches_the_resolution_asked_for(person, tmp_path, monkeypatc
     # what is not covered does not darken the edge
     covered = np.indices((20, 20, 20))[2] > 7
     assert np.allclose(preparation._smoothed(np.where(covered, 3.0, 0), covered, 2.0), 3 * covered)
-    kept = prepare_pet(scan, anatomy, AV45, fwhm=6, own_fwhm=7)
+    kept = prepare_pet(at_resolution(7), anatomy, AV45, fwhm=6)
     assert "not smoothed" in kept.notes[0]
+    with pytest.raises(InputError, match="SpatialResolution of '5 mm' in the sidecar is no resolution"):
+        prepare_pet(at_resolution("5 mm"), anatomy, AV45, fwhm=6)
     for wrong in (0, -4, float("nan")):
         with pytest.raises(UsageError, match="is none"):
             prepare_pet(scan, anatomy, AV45, fwhm=wrong)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chat_server import completion, echo, serving
 from ground_small import SmallGround
 from models_small import small_model, small_recipe
 
@@ -79,6 +80,56 @@ def test_a_model_keeps_how_its_prompts_were_written_and_read(tmp_path, command):
     # as `participant` reads it without a word on prompts
     prompt = reader_of(model, TextOptions()).prompt({"age": 70.0})
     assert prompt.status == "numbers" and prompt.text.startswith("age 70")
+
+
+def test_everybodys_prompt_is_asked_for_once_before_the_first_step(tmp_path, command, monkeypatch, capsys):
+    """Here of eight people, whose scans and steps are none; the server fails at those of 72 and 73 years."""
+    people = [Stored(f"{n:02d}", Path(f"head{n}"), {"AV45": Path(f"scan{n}")}, {"age": 70.0 + n}) for n in range(8)]
+    words = command(worded(), "--prompt", "llm", "--text-cache", str(tmp_path / "cache"))
+    monkeypatch.setattr(preparing, "prepare_together", lambda *_: (people, [], [], []))
+    seen = []
+
+    def train_on(ground, recipe, run):
+        """The steps ask for everybody's text twice, while the server is gone for good."""
+        server.answer = lambda body: (500, {}, b"gone")
+        seen.append([run.texts.prompt(stored.record).status for stored in people * 2])
+        seen.append(ground.data())
+        save_model(small_model(recipe), run.out / "model")
+        (run.out / "checkpoint.safetensors").touch()
+
+    monkeypatch.setattr(generator, "train", train_on)
+
+    def partly(body):
+        told = body["messages"][-1]["content"]
+        return b"{}" if "72" in told or "73" in told else completion(echo(body))
+
+    with serving(lambda body: b"{}") as server:
+        words += ["--llm-endpoint", server.url, "--llm-model", "tiny"]
+        assert main(words) == 2 and not seen
+        assert "8 of 8 prompts could not be had from the language model. " in capsys.readouterr().err
+        # it stops answering for good after the first
+        server.answer = lambda body: completion(echo(body)) if "70" in str(body) else (500, {}, b"")
+        assert main(words) == 2 and not seen
+        assert "7 of 8 prompts" in capsys.readouterr().err
+        server.answer = partly
+        server.requests.clear()
+        assert main(words) == 0
+        assert seen[0].count("llm") == 12 and seen[0].count("template (malformed reply)") == 4
+        assert len(server.requests) == 7 and "Prompts: 2 of 8 are the template's" in seen[1]
+        assert "2 of 8 prompts could not be had" in capsys.readouterr().err
+        # a training that goes on goes on with the same prompts
+        assert main(words) == 0
+        assert seen[2] == seen[0] and len(server.requests) == 7
+
+
+def test_where_pet_is_a_source_all_tracers_of_the_site_are():
+    def sources(given, tracers):
+        conditioning = {"images": [], "sources": given, "fusion": "attention"}
+        recipe = small_recipe(regional=None, tracers=["AV45"], conditioning=conditioning)
+        return train.with_site_sources(recipe, tracers).conditioning.sources
+
+    assert sources(["T1w", "T2w", "FDG", "AV45"], ["AV45", "AV1451"]) == ("T1w", "T2w", "AV45", "AV1451")
+    assert sources(["T1w", "T2w"], ["AV45"]) == ("T1w", "T2w")
 
 
 def pretrained(**changes):

@@ -85,7 +85,7 @@ def test_an_autoencoder_takes_as_many_volumes_a_step_as_it_is_told(tmp_path, mon
 
     monkeypatch.setattr(Autoencoder, "reconstructed", counted)
     ground, fabric = SmallGround(recipe, 3), launch("cpu")
-    fit_autoencoder(build_space(recipe), recipe, ground, tmp_path, None, False, fabric, lambda line: None)
+    fit_autoencoder(build_space(recipe), recipe, ground, tmp_path, None, False, False, fabric, lambda line: None)
     assert taken == [batch or 3] * 2
 
 
@@ -124,6 +124,28 @@ def test_two_processes_give_the_curves_of_one(killed, recipe, within):
     for log in logs:
         one, other = ([float(loss) for _, loss in curve(folder / log)] for folder in (whole, two))
         np.testing.assert_allclose(other, one, rtol=0, atol=within)
+
+
+def test_phases_that_later_ones_rest_on_stay_as_they_are_when_there_is_more_time(tmp_path):
+    recipe = with_autoencoder(
+        regional=None,
+        tracers=["AV45"],
+        pretraining={"steps": 2, "style": "none"},
+        training={"steps": 2, "tensorboard": False},
+    )
+    ground, said = SmallGround(recipe, 3, tracers=("AV45",)), []
+
+    def files(minutes):
+        train(ground, recipe, Run(tmp_path, minutes=minutes, validate=0, report=said.append))
+        return {path.parent.name: load_file(path) for path in tmp_path.rglob("checkpoint.safetensors")}
+
+    before, after = files(0.02), files(0.06)
+    for phase in ("autoencoder", "pretraining"):
+        assert all(torch.equal(after[phase][name], tensor) for name, tensor in before[phase].items())
+    last = tmp_path.name
+    assert any(not torch.equal(after[last][name], tensor) for name, tensor in before[last].items())
+    told = [line for line in said if "stays as an earlier run left it" in line]
+    assert [line.split(":")[0] for line in told] == ["autoencoder", "pre-training"]
 
 
 def test_detail_is_asked_for_on_pairs_alone(tmp_path):

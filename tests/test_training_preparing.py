@@ -54,6 +54,12 @@ def prepared(monkeypatch, tmp_path):
     return run
 
 
+def test_sessions_that_lie_an_unknown_time_apart_are_noted(prepared):
+    _, rows = prepared(pet("near", None))
+    assert rows["near"]["status"] == "used"
+    assert rows["near"]["notes"].endswith("are of two sessions, and no acq_time tells how far apart they are.")
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_of_two_scans_with_one_tracer_the_nearest_is_kept_and_the_other_said_to_be_left_out(prepared, order):
     people, rows = prepared(*[pet("near", "2020-02-01"), pet("far", "2020-06-30")][::order])

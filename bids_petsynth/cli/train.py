@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     window = pet_window(arguments)
     import torch
 
-    from bids_petsynth.bids.sink import hash_settings
+    from bids_petsynth.bids.sink import hash_file, hash_settings
     from bids_petsynth.models.conditioning import is_pet
     from bids_petsynth.models.folder import load_model
     from bids_petsynth.models.recipe import load_recipe
@@ -166,21 +166,27 @@ def run(arguments: argparse.Namespace) -> int:
     held = {stored.participant for stored in outside}
     heads = [head for participant, head in heads if participant not in held]
     references = [reference for reference in references if reference[0] in used]
+    if begin is None:
+        recipe = with_site_sources(recipe, used)
     training = recipe.training.model_copy(update={"seed": arguments.random_seed})
     drawn = [*used, *(other for other in recipe.tracers if not is_pet(other) and has_sources(other, recipe, inside))]
     if first and (idle := [name for name in recipe.tracers if not is_pet(name) and name not in drawn]):
         say(f"{', '.join(idle)}: not trained, because nobody to train on has a scan that the recipe draws it from")
     recipe = recipe.model_copy(update={"name": name, "tracers": tuple(drawn), "training": training})
     about = describe(inside, outside, recipe, arguments.licence, len(heads), len(references))
-    ground = SiteGround(inside, outside, recipe, about, told_command(arguments), heads, references)
     ours = [[stored.identity for stored in people] for people in (inside, outside)]
     alone = [path.name for path in (*heads, *(path for _, path in references))]
     content = [recipe.model_dump(mode="json"), ours, alone, begin and begin.fingerprint]
     if recipe.conditioning.text is not None:
         content.append(words.identity)
+    if pretraining is not None and pretraining.style == "vgg19":
+        content.append(hash_file(arguments.vgg19))
     if first and start_over_if_changed(working, hash_settings(content)):
-        say("scans, values, prompts or recipe differ from those of the earlier run: training starts anew")
+        say("scans, values, prompts, weights or recipe differ from those of the earlier run: training starts anew")
+    if first and words.prompts is not None:
+        about += _ask(texts, people, words.prompts, begun=any((working / part).exists() for part in LEFT_BY_TRAINING))
     fabric.barrier()
+    ground = SiteGround(inside, outside, recipe, about, told_command(arguments), heads, references)
     if first:
         say(f"training on {len(inside)} heads with {', '.join(used)}; {len(outside)} held out")
     run = generator.Run(
@@ -235,8 +241,38 @@ def _reading(
         words = replace(words, cache=(working / "texts").resolve())
     # the model is read as it was trained, whatever the recipe said
     conditioning = recipe.conditioning.model_copy(update={"text": words.chosen(text)})
+    if conditioning.text.style == "llm":
+        words = replace(words, prompts=(working / "prompts").resolve())
     reader = TextReader(text, [variable.name for variable in conditioning.variables], words, device)
     return recipe.model_copy(update={"conditioning": conditioning}), words, reader
+
+
+def _ask(texts: TextReader, people: Sequence[Stored], kept: Path, begun: bool) -> str:
+    """Ask a language model for everybody's prompt, before any step; a line for the card if some could not be had.
+
+    What comes of it is kept in ``kept``, so that everybody has the same prompt in all of a training that has ``begun``.
+
+    Raises
+    ------
+    UsageError
+        If none can be had, or the language model was given up.
+    """
+    if not begun:
+        shutil.rmtree(kept, ignore_errors=True)
+    prompts = [texts.prompt(stored.record, str(stored.record.get("notes", ""))) for stored in people]
+    absent = [prompt for prompt in prompts if prompt.warning]
+    if not absent:
+        return ""
+    missing = f"{len(absent)} of {len(prompts)} prompts could not be had from the language model"
+    kinds = sorted({prompt.status for prompt in absent})
+    if len(absent) == len(prompts) or "template (given up)" in kinds:
+        shutil.rmtree(kept, ignore_errors=True)
+        raise UsageError(
+            f"{missing}. {absent[0].warning.split(';')[0]}. Mend that and run the same command again, which asks for "
+            "those alone; or give --prompt template."
+        )
+    say(f"{missing}; in their place stays the {', '.join(kinds)}")
+    return f"\n- Prompts: {len(absent)} of {len(prompts)} are the template's, as the language model wrote none."
 
 
 def _for_pretraining(
@@ -307,6 +343,18 @@ def told_command(arguments: argparse.Namespace) -> str:
             several = value if isinstance(value, list) else [value]
             words += [f"--{option.replace('_', '-')}", *(Path(str(one)).name for one in several)]
     return shlex.join(words)
+
+
+def with_site_sources(recipe: Recipe, tracers: Sequence[str]) -> Recipe:
+    """The recipe with the site's tracers as its sources, if PET is among them: all of those and no others."""
+    from bids_petsynth.models.conditioning import is_pet
+
+    spec = recipe.conditioning
+    if not any(map(is_pet, spec.sources)):
+        return recipe
+    there = (name for name in spec.sources if not is_pet(name) or name in tracers)
+    sources = tuple(dict.fromkeys((*there, *tracers)))
+    return recipe.model_copy(update={"conditioning": spec.model_copy(update={"sources": sources})})
 
 
 def has_sources(target: str, recipe: Recipe, people: Sequence[Stored]) -> bool:

@@ -32,6 +32,9 @@ from bids_petsynth.types import Anatomy, Grid, PetScan
 
 __all__ = ["PreparedPET", "prepare_pet", "read_pet", "window_weights"]
 
+#: A sidecar's name for the resolution of the scan's images, mm; BIDS has none, this is DICOM's (0018,1050).
+OWN_RESOLUTION = "SpatialResolution"
+
 
 @dataclass(frozen=True)
 class PreparedPET:
@@ -107,7 +110,6 @@ def prepare_pet(
     tracer: Tracer,
     window_min: tuple[float, float] | None = None,
     fwhm: float | None = None,
-    own_fwhm: float = 0.0,
     seed: int = 0,
 ) -> PreparedPET:
     """Bring a real PET scan onto the model grid, in SUVR.
@@ -123,9 +125,8 @@ def prepare_pet(
     window_min
         Start and end in minutes after injection, in place of the tracer's usual window.
     fwhm
-        Resolution in mm to smooth to; None leaves the scan as it is.
-    own_fwhm
-        Resolution in mm that the scan has by itself; 0 if unknown, then ``fwhm`` is simply the smoothing.
+        Resolution in mm to smooth to, from the scan's own as the sidecar's ``SpatialResolution`` tells it; where none
+        does, this is simply the smoothing. None leaves the scan as it is.
     seed
         Same seed and scan: same result.
 
@@ -138,7 +139,7 @@ def prepare_pet(
         If the window or a resolution is none.
     """
     who = pet.label
-    sigma, notes = _smoothing(fwhm, own_fwhm)
+    sigma, notes = _smoothing(fwhm, pet)
     if anatomy is None:
         raise InputError(
             f"{who}: there is no T1w of this person, so the reference region ({tracer.reference_name}) cannot be found "
@@ -189,7 +190,7 @@ def pet_on_template(
     InputError
         As in :func:`prepare_pet`; also if the PET lies on a T1w already, or does not show the brain.
     """
-    sigma, notes = _smoothing(fwhm, 0.0)
+    sigma, notes = _smoothing(fwhm, pet)
     frames = _frames(pet, window_min or tracer.window_min, seed)
     if frames.static is None:
         raise InputError(f"{pet.label}: the PET was prepared on a T1w that cannot be used; add or correct it.")
@@ -206,12 +207,15 @@ def pet_on_template(
     return PlacedPET(placed / np.float32(mean), seen, grid, quality, told)
 
 
-def _smoothing(fwhm: float | None, own: float) -> tuple[float, list[str]]:
+def _smoothing(fwhm: float | None, pet: PetScan) -> tuple[float, list[str]]:
     """Standard deviation in mm of the gaussian that takes a scan from its own resolution to ``fwhm``."""
     if fwhm is None:
         return 0.0, []
-    if not (0 < fwhm < math.inf and 0 <= own < math.inf):
-        raise UsageError(f"A PET resolution of {fwhm:g} mm (from {own:g} mm) is none; give millimetres above 0.")
+    if not 0 < fwhm < math.inf:
+        raise UsageError(f"A PET resolution of {fwhm:g} mm is none; give millimetres above 0.")
+    own = pet.sidecar.get(OWN_RESOLUTION, 0.0)
+    if isinstance(own, bool) or not isinstance(own, (int, float)) or not 0 <= own < math.inf:
+        raise InputError(f"{pet.label}: {OWN_RESOLUTION} of {own!r} in the sidecar is no resolution in mm; correct it.")
     if own >= fwhm:
         return 0.0, [f"The scan has {own:g} mm of its own and is not smoothed to {fwhm:g} mm."]
     return math.sqrt(fwhm**2 - own**2) / FWHM, []

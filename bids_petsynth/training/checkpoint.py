@@ -10,6 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+#: Name of a phase's checkpoint.
+CHECKPOINT = "checkpoint.safetensors"
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` make a file beside ``path``, flush it to disk, and put it in place; for one process alone."""
@@ -33,7 +36,7 @@ def store_checkpoint(
     state: Mapping[str, float | None],
     others: Others | None = None,
 ) -> None:
-    """Write ``folder/checkpoint.safetensors``: one file, so that tensors and state cannot disagree after a crash."""
+    """Write ``folder/`` :data:`CHECKPOINT`: one file, so that tensors and state cannot disagree after a crash."""
     from safetensors.torch import save_file
 
     tensors = {f"ema.{k}": v for k, v in ema.state_dict().items()}
@@ -43,7 +46,7 @@ def store_checkpoint(
             tensors |= {f"{prefix}optimiser.{index}.{k}": v for k, v in moments.items()}
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
     about = {"state": json.dumps(state)}
-    write_atomically(folder / "checkpoint.safetensors", lambda path: save_file(tensors, path, metadata=about))
+    write_atomically(folder / CHECKPOINT, lambda path: save_file(tensors, path, metadata=about))
 
 
 def load_checkpoint(
@@ -56,7 +59,7 @@ def load_checkpoint(
     """Take up what :func:`store_checkpoint` wrote, and return its state; None if there is no checkpoint."""
     from safetensors import safe_open
 
-    path = folder / "checkpoint.safetensors"
+    path = folder / CHECKPOINT
     if not path.exists():
         return None
     with safe_open(path, "pt") as file:

@@ -28,13 +28,13 @@ from bids_petsynth.models.folder import Model, build_regional, load_model, save_
 from bids_petsynth.models.recipe import Recipe, load_recipe
 from bids_petsynth.models.synthesizer import Synthesizer
 from bids_petsynth.training.card import model_card, sensitivity_figures
-from bids_petsynth.training.checkpoint import write_atomically
+from bids_petsynth.training.checkpoint import CHECKPOINT, write_atomically
 from bids_petsynth.training.ground import Ground
 from bids_petsynth.training.launch import launch
 from bids_petsynth.training.loop import Loop, State
 from bids_petsynth.training.objective import Objective, split
 from bids_petsynth.training.pairs import Pool, ahead_on
-from bids_petsynth.training.phases import choose_style, fit_autoencoder, styled
+from bids_petsynth.training.phases import choose_style, fit_autoencoder, go_on, styled
 from bids_petsynth.training.regional import fit_part
 from bids_petsynth.training.scaling import Spread
 from bids_petsynth.training.simulated import SimulatedGround
@@ -216,7 +216,8 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
         if start is not None:
             space.load_state_dict(start.space.state_dict())
         else:
-            more = (run.resume, fabric, run.report)
+            over = run.resume and _begun(out / "pretraining", out)
+            more = (run.resume, over, fabric, run.report)
             fit_autoencoder(space, recipe, ground, out / "autoencoder", minutes["autoencoder"], *more)
     modalities = recipe.tracers, recipe.conditioning.sources
     space.to(device).requires_grad_(False).eval()
@@ -291,6 +292,11 @@ def train(ground: Ground, recipe: Recipe, run: Run) -> Model | None:
     return trained
 
 
+def _begun(*phases: Path) -> bool:
+    """Whether one of the folders of phases has a checkpoint."""
+    return any((folder / CHECKPOINT).exists() for folder in phases)
+
+
 def pretrain(model: Model, pool: Pool, minutes: float | None, run: Run, fabric: Fabric) -> None:
     """Train the model's denoiser on the pool's pairs, before it sees any PET."""
     recipe = model.recipe
@@ -303,7 +309,7 @@ def pretrain(model: Model, pool: Pool, minutes: float | None, run: Run, fabric: 
     loop = Loop(objective.net, objective.loss, spec, run.out / "pretraining", *more)
     if run.resume:
         loop.resume()
-    loop.run(every=20, report=lambda line: run.report(f"pre-training: {line}"))
+    go_on(loop, run.resume and _begun(run.out), run.report)
     model.denoiser.load_state_dict(loop.ema.denoiser.state_dict())
 
 

@@ -36,10 +36,11 @@ def fit_autoencoder(
     folder: Path,
     minutes: float | None,
     resume: bool,
+    over: bool,
     fabric: Fabric,
     report: Callable[[str], None],
 ) -> None:
-    """Train ``space`` in place on the recipe's modalities, then set its scale."""
+    """Train ``space`` in place on the recipe's modalities, then set its scale; nothing more if that is ``over``."""
     device, spec = str(fabric.device), recipe.space
     pool = Pool(ground.case, lambda volumes: volumes[:, None], *ground.pool, recipe.modalities, ahead=ahead_on(device))
     own = {"steps": spec.training_steps, "rate": spec.rate, "batch": spec.batch or recipe.training.batch, "patience": 0}
@@ -76,12 +77,20 @@ def fit_autoencoder(
     loop = Loop(space, loss, training, folder, minutes, fabric, player, "autoencoder")
     if resume:
         loop.resume()
-    loop.run(every=20, report=lambda line: report(f"autoencoder: {line}"))
+    go_on(loop, over, report)
     space.load_state_dict(loop.ema.state_dict())
     space.cpu().eval()
     with torch.no_grad():
         people = pool.people(min(SCALE_PEOPLE, pool.numbers(0).stop))
         space.fit_scale(torch.cat([batch.latents[:, 0] for batch in people]))
+
+
+def go_on(loop: Loop, over: bool, report: Callable[[str], None]) -> None:
+    """Train an early phase to its end; one that is ``over``, since a later one rests on it, stays as it is."""
+    if not over:
+        loop.run(every=20, report=lambda line: report(f"{loop.phase}: {line}"))
+    elif loop.first:
+        report(f"{loop.phase}: stays as an earlier run left it after {loop.state.step} steps")
 
 
 #: Makes a PET-like image of a T1w: ``(t1w, brain, reference PET, its brain)``, each ``(X, Y, Z)`` → ``(X, Y, Z)``.

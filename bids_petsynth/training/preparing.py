@@ -82,7 +82,7 @@ def prepare(
                 path, quality, load = _scan(pair, head[1], how)
                 scans[pair.pet.tracer], kept[pair.pet.tracer] = path, pair
                 loads += [load] if load is not None else []
-                rows.append(_row(pair, "used", "") | quality)
+                rows.append(_row(pair, "used", "") | quality | _notes(pair.note, quality))
             except PetsynthError as error:
                 rows.append(_row(pair, "left out", str(error)))
                 report(f"{pair.pet.label}: left out. {error}")
@@ -167,8 +167,8 @@ def pets_without_t1w(
             if pair.pet.problem:
                 raise InputError(pair.pet.problem)
             path, quality = _alone(pair.pet, recipe, how)
-            notes = (pair.note, "The scan lies on the grid by itself and lends its style to pre-training.")
-            rows.append(_row(pair, "used", "") | quality | {"notes": " ".join((*notes, str(quality["notes"]))).strip()})
+            note = f"{pair.note} The scan lies on the grid by itself and lends its style to pre-training."
+            rows.append(_row(pair, "used", "") | quality | _notes(note, quality))
             references.append((pair.pet.tracer, path))
             report(f"{pair.pet.label}: ready, for pre-training alone. {pair.note}")
         except PetsynthError as error:
@@ -199,6 +199,11 @@ def _row(pair: Pair, status: str, reason: str) -> dict[str, object]:
     return dict(
         zip(COLUMNS, (f"sub-{pet.participant}", pet.session or "n/a", pet.modality, status, reason, gap), strict=True)
     )
+
+
+def _notes(note: str, quality: Mapping[str, object]) -> dict[str, object]:
+    """What is noted of a scan, with a note on its pair before it."""
+    return {"notes": f"{note} {quality.get('notes', '')}".strip()}
 
 
 def _head(case: Case, recipe: Recipe, how: Preparation) -> tuple[Path, Anatomy]:
