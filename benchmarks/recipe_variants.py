@@ -50,6 +50,9 @@ VARIANTS: dict[str, Variant] = {
     "language, numbers as text alone": Variant(
         "language", {"conditioning.numeric": False, "conditioning.text.style": "numbers"}
     ),
+    "language, text by a language model alone": Variant(
+        "language", {"conditioning.numeric": False, "conditioning.text.style": "llm"}
+    ),
     "language, numeric alone": Variant("language", {"conditioning.text": None, "losses.alignment": 0.0}),
     "pasta": Variant("pasta"),
     "pasta without cycle": Variant("pasta", {"losses.cycle": 0.0}),
