@@ -17,7 +17,7 @@ from bids_petsynth.anatomy.volume import Volume, read_t1w
 from bids_petsynth.bids.sidecars import Synthesis, pet_sidecar
 from bids_petsynth.bids.sink import Sink
 from bids_petsynth.clinical.language import Prompt, TextOptions
-from bids_petsynth.clinical.limits import untold
+from bids_petsynth.clinical.limits import unmeasured, untold
 from bids_petsynth.clinical.variables import ALL_BLOOD
 from bids_petsynth.clinical.variables import variables as clinical_variables
 from bids_petsynth.models.conditioning import is_pet, used_variables
@@ -82,10 +82,11 @@ class SyntheticPET:
 
     @property
     def warnings(self) -> list[str]:
-        """Sentences on what is doubtful: values, labels, quantification, and what these values cannot tell."""
+        """Sentences on what is doubtful: values, labels, quantification, what the values or the model cannot tell."""
         limit = untold(self.used, tracer_named(self.tracer).target_class)
         return [
             *([limit] if limit else []),
+            *([] if self.synthesis.calibrated else [unmeasured(self.synthesis.model, self.tracer)]),
             *self.record.warnings,
             *([self.prompt.warning] if self.prompt and self.prompt.warning else []),
             *self.anatomy.warnings,
@@ -287,6 +288,7 @@ def synthesis_of(model: Model, seed: int, n_draws: int, target: str = "", given:
             *dict.fromkeys([*images, *(f"{name} PET" if is_pet(name) else name for name in scans)]),
             *(name for name, there in values if there),
         ),
+        calibrated=target in model.spread,
     )
 
 

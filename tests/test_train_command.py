@@ -49,6 +49,7 @@ def test_a_dataset_becomes_a_model_folder(site, trained_site):
     rows = table(trained_site)
     assert {row["participant_id"] for row in rows} == set(people(site)) and {r["status"] for r in rows} == {"used"}
     assert "Trained on 4 people; 4 AV45 scans" in model.card and "Held out, by participant: 2 people" in model.card
+    assert model.spread == {} and "| AV45 | not measured: too few scans were held out | | |" in model.card
     assert "demonstration" not in model.card and "Licence of the data: not stated" in model.card
     page = (trained_site / "models" / "ours-training" / "pairs.html").read_text()
     for row in rows:
@@ -92,6 +93,9 @@ def test_participant_draws_with_a_trained_folder(site, trained_site, tmp_path):
     about = json.loads(Path(f"{stem}_space-T1w_res-2_desc-synthMean_pet.json").read_text())
     (weights,) = folder.glob("weights-*.safetensors")
     assert about["Model"]["Name"] == "ours" and about["DemonstrationModel"] is False
+    # two held-out scans are too few to measure how sure it may be
+    (doubt,) = (text for text in about["Warnings"] if "never compared with scans" in text)
+    assert "model ours is of AV45" in doubt and doubt in (tmp_path / f"{who}.html").read_text()
     assert about["Model"]["WeightsSHA256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     pet = image.get_fdata()
     (head,) = (trained_site / "models" / "ours-training" / "heads").glob(f"{who}_*.npz")

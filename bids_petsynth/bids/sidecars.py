@@ -27,7 +27,8 @@ class Synthesis:
     ``demonstration`` marks a model that was trained on simulated PET; ``process`` and ``space`` are the recipe's kinds
     (``rectified-flow``, ``codec`` …). ``prompt`` tells how the record was put into words, ``text_encoder`` what read
     them; both are empty for models without a prompt. ``network`` names the network and what is added to it, ``inputs``
-    what it was given of the person, of the scans that it may do without those that were there.
+    what it was given of the person, of the scans that it may do without those that were there. ``calibrated`` says
+    whether the spread of the draws was measured on held-out scans.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Synthesis:
     text_encoder: str = ""
     network: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
+    calibrated: bool = True
 
     @property
     def centred(self) -> bool:

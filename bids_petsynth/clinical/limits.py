@@ -1,4 +1,4 @@
-"""What cannot be told from the values that a person has."""
+"""What cannot be told from the values that a person has, or by a model of few people."""
 
 from __future__ import annotations
 
@@ -32,4 +32,12 @@ def untold(used: Mapping[str, str], target_class: str) -> str:
         "plasma and no APOE genotype this estimate stays near the average of the people that the model was trained "
         "on, whoever the person is. Read its wide interval; neither its middle nor a probability of positivity says "
         "anything of them."
+    )
+
+
+def unmeasured(model: str, tracer: str) -> str:
+    """The sentence on a model whose spread was not measured on held-out scans, as there were too few."""
+    return (
+        f"How sure the model {model} is of {tracer} was never compared with scans, as too few were held out in its "
+        "training: intervals and probabilities may be far too narrow and too certain."
     )

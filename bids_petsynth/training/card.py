@@ -179,6 +179,9 @@ def spread_section(model: Model, simulated: bool) -> str:
         gains = model.texture.get(name)
         detail = f"{min(gains):.2f} to {max(gains):.2f}" if gains else "as drawn"
         rows.append(f"| {name} | {factor:.2f} | {model.target_spread.get(name, factor):.2f} | {detail} |")
+    for name in filter(is_pet, model.recipe.tracers):
+        if name not in model.spread:
+            rows.append(f"| {name} | not measured: too few scans were held out | | |")
     return f"""## Spread factors
 Factors on the deviations of the draws from their mean, by which intervals cover what they say on held-out
 {people}{how}:

@@ -59,6 +59,11 @@ def cortex(means: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return np.nansum(means[:, index] * size, axis=1) / size.sum()
 
 
+def enough_scans(truth: np.ndarray) -> bool:
+    """Whether ``(cases, regions)``, NaN where unknown, are :data:`LEAST_SCANS` or more to measure a spread on."""
+    return np.isfinite(truth).any(1).sum() >= LEAST_SCANS
+
+
 def spread_factor(truth: np.ndarray, draws: np.ndarray) -> float:
     """Factor on the draws' deviations that makes their Student-t predictive intervals cover what they say.
 
@@ -72,14 +77,14 @@ def spread_factor(truth: np.ndarray, draws: np.ndarray) -> float:
     Returns
     -------
     float
-        Between 1/3 and 3; 1 where there are fewer than :data:`LEAST_SCANS` cases.
+        Between 1/3 and 3; 1 where there are not :func:`enough_scans`.
 
     Notes
     -----
     For 80 and 95 % the factor is that quantile of the error over the interval's half width (split conformal
     prediction with a normalised score: Lei et al., JASA 2018;113:1094); the two are averaged geometrically.
     """
-    if np.isfinite(truth).any(1).sum() < LEAST_SCANS:
+    if not enough_scans(truth):
         return 1.0
     return _factor(truth - draws.mean(1), draws.std(1, ddof=1), draws.shape[1])
 
@@ -135,7 +140,10 @@ def target_and_rest(truth: np.ndarray, draws: np.ndarray, weights: np.ndarray) -
 
 
 def regional_spread(synthesizer: Synthesizer, people: RegionalPeople) -> tuple[dict[str, float], dict[str, float]]:
-    """``spread`` and ``target_spread`` of a model from its regional flow alone, on people with known regional means."""
+    """``spread`` and ``target_spread`` of a model from its regional flow alone, on people with known regional means.
+
+    Tracers of too few scans have none.
+    """
     plain = Synthesizer(replace(synthesizer.model, spread={}), synthesizer.device, synthesizer.texts)
     spread, of_target = {}, {}
     for place, tracer in enumerate(plain.tracers):
@@ -146,7 +154,8 @@ def regional_spread(synthesizer: Synthesizer, people: RegionalPeople) -> tuple[d
         spec = tracer_named(tracer)
         weights = np.stack([target_weights(spec, volumes) for volumes in people.heads.volumes.numpy()])
         truth, draws = people.means[:, place].double().numpy(), np.stack(drawn).astype(float)
-        of_target[tracer], spread[tracer] = target_and_rest(truth[:, 1:], draws[:, :, 1:], weights[:, 1:])
+        if enough_scans(truth[:, 1:]):
+            of_target[tracer], spread[tracer] = target_and_rest(truth[:, 1:], draws[:, :, 1:], weights[:, 1:])
     return spread, of_target
 
 
@@ -356,7 +365,8 @@ def evaluate(
         if not truth:
             continue
         y, d, both, load = np.stack(truth), np.stack(drawn), np.array(composite), np.array(loads)
-        spread[tracer] = spread_factor(y, d)
+        if enough_scans(y):
+            spread[tracer] = spread_factor(y, d)
         error = d.mean(1) - y
         known = np.isfinite(y).all(0)
         row = {
