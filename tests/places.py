@@ -42,8 +42,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
 def quick_labels() -> Iterator[None]:
     """Heads are labelled from two looks at them and not refined: a third of the time, where labels are not the point.
 
-    In this process alone; what ``participant`` writes and the labels of real heads are tested as users get
-    them.
+    In this process alone; what ``participant`` writes and the labels of real heads are tested as users get them.
     """
     from bids_petsynth.anatomy import segmentation
 

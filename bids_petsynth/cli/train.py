@@ -184,7 +184,7 @@ def run(arguments: argparse.Namespace) -> int:
     if first and start_over_if_changed(working, hash_settings(content)):
         say("scans, values, prompts, weights or recipe differ from those of the earlier run: training starts anew")
     if first and words.prompts is not None:
-        about += _ask(texts, people, words.prompts, begun=any((working / part).exists() for part in LEFT_BY_TRAINING))
+        about += _ask(texts, people, words.prompts, begun=bool(left_by_training(working)))
     fabric.barrier()
     ground = SiteGround(inside, outside, recipe, about, told_command(arguments), heads, references)
     if first:
@@ -431,12 +431,17 @@ def split_with_tracers(
         people = [stored for stored in kept if stored.scans]
 
 
+def left_by_training(working: Path) -> list[Path]:
+    """Files and folders of :data:`LEFT_BY_TRAINING` that are there."""
+    return [working / part for part in LEFT_BY_TRAINING if (working / part).exists()]
+
+
 def start_over_if_changed(working: Path, key: str) -> bool:
     """Remove an earlier run's checkpoints if it was another training; whether there were any."""
     note = working / "run.txt"
     if note.is_file() and note.read_text() == key:
         return False
-    there = [working / part for part in LEFT_BY_TRAINING if (working / part).exists()]
+    there = left_by_training(working)
     for path in there:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     working.mkdir(parents=True, exist_ok=True)

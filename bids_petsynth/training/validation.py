@@ -147,15 +147,17 @@ def regional_spread(synthesizer: Synthesizer, people: RegionalPeople) -> tuple[d
     plain = Synthesizer(replace(synthesizer.model, spread={}), synthesizer.device, synthesizer.texts)
     spread, of_target = {}, {}
     for place, tracer in enumerate(plain.tracers):
+        truth = people.means[:, place].double().numpy()
+        if not enough_scans(truth[:, 1:]):
+            continue
         drawn = [
             plain.regional_draws(record, tracer, head, number).numpy()
             for number, (record, head) in enumerate(people.one_by_one())
         ]
         spec = tracer_named(tracer)
         weights = np.stack([target_weights(spec, volumes) for volumes in people.heads.volumes.numpy()])
-        truth, draws = people.means[:, place].double().numpy(), np.stack(drawn).astype(float)
-        if enough_scans(truth[:, 1:]):
-            of_target[tracer], spread[tracer] = target_and_rest(truth[:, 1:], draws[:, :, 1:], weights[:, 1:])
+        draws = np.stack(drawn).astype(float)
+        of_target[tracer], spread[tracer] = target_and_rest(truth[:, 1:], draws[:, :, 1:], weights[:, 1:])
     return spread, of_target
 
 
